@@ -1,0 +1,96 @@
+"""Bootstrap intervals that resample groups, for accuracy and AUROC, all replicates at once.
+
+Rows that state or deny the same fact are not independent, so it is groups that are drawn with
+replacement, not rows. A replicate is a vector of row weights: how often the row's group was drawn.
+Two measures taken under the same weights are paired, and so is their difference.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+"""Coverage of every interval."""
+
+
+def group_weights(groups: NDArray[np.str_], n_bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """Draw groups with replacement.
+
+    Parameters
+    ----------
+    groups : array of shape [n]
+        Group of each row.
+    n_bootstrap
+        Number of replicates.
+    seed
+        Seed. The draw depends on it and on the set of groups only, so that two datasets about the
+        same facts (a set of statements and its negations) are resampled together.
+
+    Returns
+    -------
+    array of shape [n_bootstrap, n]
+        How often each row's group was drawn.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng([seed, crc32("\n".join(names).encode())])
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap)
+    return counts[:, member].astype(np.float64)
+
+
+def accuracy(correct: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weighted share of correct rows.
+
+    Parameters
+    ----------
+    correct : array of shape [n]
+        Whether each row was predicted correctly.
+    weights : array of shape [replicates, n]
+        Weight of each row in each replicate.
+
+    Returns
+    -------
+    array of shape [replicates]
+    """
+    return (weights @ correct) / weights.sum(axis=1)
+
+
+def auroc(
+    scores: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the weighted area under the receiver operating characteristic.
+
+    The probability that a true row scores higher than a false one, ties counting one half.
+
+    Parameters
+    ----------
+    scores, labels : arrays of shape [n]
+        Score and label of each row.
+    weights : array of shape [replicates, n]
+        Weight of each row in each replicate.
+
+    Returns
+    -------
+    array of shape [replicates]
+        NaN in a replicate that drew one class only.
+    """
+    order = np.argsort(scores, kind="stable")
+    ranked, is_true, by_rank = scores[order], labels[order], weights[:, order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    positive = np.add.reduceat(by_rank * is_true, starts, axis=1)
+    negative = np.add.reduceat(by_rank * ~is_true, starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    wins = np.sum(positive * below, axis=1)
+    return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def interval(replicates: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the percentile interval of replicates [n]; those that are NaN do not count."""
+    defined = replicates[~np.isnan(replicates)]
+    if not defined.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,22 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.synthetic import write_synthetic_artifact
+
+from ptmech.artifact import Artifact, load
+
+
+@pytest.fixture(scope="session")
+def synthetic_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small artifact with planted structure. Never write into it."""
+    return write_synthetic_artifact(tmp_path_factory.mktemp("synthetic") / "artifact")
+
+
+@pytest.fixture(scope="session")
+def synthetic(synthetic_path: Path) -> Artifact:
+    """A small artifact with planted structure; :func:`tests.synthetic.plant` tells what."""
+    return load(synthetic_path)
