@@ -1,0 +1,388 @@
+"""The artifact: what :func:`load` returns. Lazy, read-only, printable."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ptmech.alignment import require_same_rows
+from ptmech.errors import DataError, FormatError, NotStoredError, unknown
+from ptmech.manifest import MANIFEST, ActivationFile, Extra, Manifest, Part, parse_schema
+from ptmech.pair import Pair
+from ptmech.storage import FolderSource, Source, VerifiedFiles, read_tensors
+
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Every site the vocabulary knows, stored or not."""
+
+_HUB_ID = re.compile(r"^(hf://(datasets/)?)?[\w.-]+/[\w.-]+$")
+
+
+def load(
+    ref: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+) -> Artifact:
+    """Open an artifact. Reads its manifest and nothing else.
+
+    Parameters
+    ----------
+    ref
+        A folder that ``ptmech build`` made.
+    revision, cache_dir, token
+        For artifacts on the Hub: branch, tag or commit; where downloads are kept; access token.
+        A folder has none of them.
+
+    Returns
+    -------
+    Artifact
+        Opens files only when an analysis touches them, and checks each before its first use.
+
+    Raises
+    ------
+    ArtifactNotFoundError
+        If there is no artifact at ``ref``.
+    FormatError
+        If its manifest cannot be read, or is of a newer format.
+    DataError
+        If a revision, cache or token is given for a folder.
+
+    Examples
+    --------
+    >>> import ptmech as sdk
+    >>> artifact = sdk.load("artifacts/demo")  # doctest: +SKIP
+    >>> artifact.activations("cities", artifact.stages[0], layer=20).shape  # doctest: +SKIP
+    (192, 576)
+    """
+    folder = Path(ref).expanduser()
+    looks_remote = not folder.exists() and bool(_HUB_ID.match(str(ref)))
+    if looks_remote and str(ref).startswith("hf://"):
+        raise DataError(
+            f"{str(ref)!r} names an artifact on the Hub, which this version cannot open yet; "
+            "download it (hf download --repo-type dataset ID --local-dir DIR) and load the folder"
+        )
+    source = FolderSource.finished(folder)
+    if revision is not None or cache_dir is not None or token is not None:
+        raise DataError(f"{str(ref)!r} is a local folder: it takes no revision, cache_dir or token")
+    return Artifact(source)
+
+
+class Artifact:
+    """Activations, weight statistics, traces and scores of the stages of one model family.
+
+    Made by :func:`load`. Arrays and frames it returns hold the rows of a dataset in one fixed
+    order, the same for every stage; each activation file carries the ids of its rows and is refused
+    if they are not the dataset's.
+
+    Attributes
+    ----------
+    manifest : Manifest
+        Everything known about the artifact but its numbers.
+    id : str
+        ``name@`` and the first twelve digits of the sha256 of ``manifest.json``.
+    """
+
+    def __init__(self, source: Source) -> None:
+        raw = source.fetch(MANIFEST).read_bytes()
+        self.manifest: Manifest = Manifest.parse(raw, f"{source.name}/{MANIFEST}")
+        self.id: str = f"{self.manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}"
+        self.location: str = source.name
+        self._files = VerifiedFiles(source)
+        self._parts: dict[tuple[str, str], Part] = {}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages, earliest first."""
+        return tuple(stage.name for stage in self.manifest.stages)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets."""
+        return tuple(dataset.name for dataset in self.manifest.datasets)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the stored sites, in the order in which a block computes them."""
+        return tuple(site for site in SITES if site in self.manifest.sites)
+
+    def layers(self, site: str = "resid_post") -> tuple[int, ...]:
+        """Return the layers at which a site can be read, in order.
+
+        ``resid_pre`` of layer l > 0 is ``resid_post`` of layer l - 1 and is read from there.
+        """
+        stored = self.manifest.sites
+        if site == "resid_pre":
+            shifted = {layer + 1 for layer in stored.get("resid_post", ())}
+            n_layers = min(stage.n_layers for stage in self.manifest.stages)
+            return tuple(sorted({*stored.get("resid_pre", ()), *shifted} - {n_layers}))
+        if site not in stored:
+            if site in SITES:
+                raise NotStoredError(
+                    f"site {site!r} is not stored in {self.id}; stored: {', '.join(self.sites)}"
+                )
+            raise unknown("site", site, stored)
+        return tuple(stored[site])
+
+    def statements(self, dataset: str | None = None) -> pl.DataFrame:
+        """Return the prompts, one row each, statements and instructions alike.
+
+        Parameters
+        ----------
+        dataset
+            Name of a dataset; all of them if None.
+
+        Returns
+        -------
+        polars.DataFrame
+            ``row_uid`` (UInt64), ``dataset``, ``row`` (place within the dataset), ``source_id``,
+            ``text``, ``label`` (1 true, 0 false, null for instructions), ``polarity`` (1 or -1),
+            ``pair`` and ``group`` (rows that state or deny the same fact share a group),
+            ``split``, ``subject``, ``object``, ``topic``.
+        """
+        if dataset is None:
+            return self._statements
+        self._require_dataset(dataset)
+        return self._statements.filter(pl.col("dataset") == dataset)
+
+    def tokens(self, stage: str) -> pl.DataFrame:
+        """Return what a stage's tokenizer made of every row.
+
+        Returns
+        -------
+        polars.DataFrame
+            ``row_uid``, ``dataset``, ``token_ids``, ``tokens``, ``positions`` (indices of the
+            stored positions), ``rendered_sha256``.
+        """
+        self._require_stage(stage)
+        return self._table(f"tables/tokens/{stage}.parquet")
+
+    def labels(self, dataset: str) -> np.ndarray:
+        """Return the labels of a statement set.
+
+        Returns
+        -------
+        numpy.ndarray
+            [rows] bool, True for true statements, in the row order of :meth:`activations`.
+
+        Raises
+        ------
+        DataError
+            If the dataset's rows carry no label.
+        """
+        column = self.statements(dataset)["label"]
+        if column.null_count():
+            raise DataError(
+                f"dataset {dataset!r} has no labels: its rows are not true or false statements"
+            )
+        return column.to_numpy() == 1
+
+    def activations(
+        self,
+        dataset: str,
+        stage: str,
+        site: str = "resid_post",
+        layer: int | None = None,
+        position: int = -1,
+        dtype: Any = "float32",
+    ) -> np.ndarray:
+        """Return the activations of one site, layer and position.
+
+        Parameters
+        ----------
+        dataset, stage
+            Names.
+        site
+            ``resid_pre``, ``resid_post`` or ``mlp_out``, as far as stored.
+        layer
+            Decoder block, counted from 0. It has to be given.
+        position
+            Token position counted back from the end of the prompt: -1 is the last token.
+        dtype
+            Element type of the result. None gives the stored type, mapped read-only from the file
+            without a copy (if the part is one block of rows).
+
+        Returns
+        -------
+        numpy.ndarray
+            [rows, d_model], rows in the order of :meth:`statements`.
+
+        Raises
+        ------
+        UnknownNameError
+            If stage, dataset, site, layer or position do not exist.
+        NotStoredError
+            If they exist but were not built.
+        IntegrityError
+            If a file is missing or damaged.
+        AlignmentError
+            If the file's rows are not the dataset's.
+        DataError
+            If no layer is given.
+        """
+        if layer is None:
+            raise DataError(f"activations of which layer? {site} has {_span(self.layers(site))}")
+        blocks = self._blocks(dataset, stage, site, layer, position)
+        stored = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return stored if dtype is None else np.array(stored, dtype=dtype)
+
+    def pair(self, earlier: str, later: str) -> Pair:
+        """Return two stages side by side, rows aligned.
+
+        Raises
+        ------
+        UnknownNameError
+            If a stage does not exist.
+        DataError
+            If both are the same.
+        """
+        return Pair(self, earlier, later)
+
+    def table(self, path: str) -> pl.DataFrame:
+        """Read one of the artifact's Parquet tables by its path.
+
+        Raises
+        ------
+        NotStoredError
+            If the artifact has no such table.
+        """
+        return self._table(path)
+
+    def extra(self, path: str) -> Extra | None:
+        """Return the manifest entry of a file that is not activations, or None."""
+        return self._extras.get(path)
+
+    def extras(self, prefix: str) -> list[Extra]:
+        """Return the manifest entries of all such files below a folder, in order of path."""
+        return [entry for path, entry in sorted(self._extras.items()) if path.startswith(prefix)]
+
+    def read(self, entry: Extra) -> bytes:
+        """Return the checked bytes of a file."""
+        return self._files.read(entry)
+
+    def tensors(self, path: str) -> dict[str, np.ndarray]:
+        """Map a safetensors file that is not activations, by its path."""
+        return read_tensors(self._files.path(self._require_extra(path)))
+
+    def part(self, dataset: str, stage: str) -> Part:
+        """Return the part manifest of one dataset at one stage.
+
+        Raises
+        ------
+        NotStoredError
+            If this stage was not built for this dataset.
+        """
+        self._require_stage(stage)
+        self._require_dataset(dataset)
+        if (dataset, stage) not in self._parts:
+            entries = [
+                entry
+                for entry in self.manifest.parts
+                if entry.dataset == dataset and entry.stage == stage
+            ]
+            if not entries:
+                raise NotStoredError(
+                    f"dataset {dataset!r} was not built for stage {stage!r}; run ptmech build "
+                    f"with --stages {stage} --datasets {dataset}"
+                )
+            part = parse_schema(Part, self._files.read(entries[0]), entries[0].path)
+            self._parts[dataset, stage] = part
+        return self._parts[dataset, stage]
+
+    @cached_property
+    def _extras(self) -> dict[str, Extra]:
+        return {entry.path: entry for entry in self.manifest.extras}
+
+    @cached_property
+    def _statements(self) -> pl.DataFrame:
+        return self._table("tables/statements.parquet")
+
+    def _require_extra(self, path: str) -> Extra:
+        entry = self.extra(path)
+        if entry is None:
+            raise NotStoredError(
+                f"{path} is not part of {self.id}; its card does not ask for it, or it was built "
+                "with --stages or --datasets that leave it out"
+            )
+        return entry
+
+    def _table(self, path: str) -> pl.DataFrame:
+        entry = self._require_extra(path)
+        local = self._files.path(entry)
+        try:
+            return pl.read_parquet(local)
+        except pl.exceptions.PolarsError as error:
+            raise FormatError(f"{path} is not a Parquet table: {error}") from error
+
+    def _require_stage(self, stage: str) -> None:
+        if stage not in self.stages:
+            raise unknown("stage", stage, self.stages)
+
+    def _require_dataset(self, dataset: str) -> None:
+        if dataset not in self.datasets:
+            raise unknown("dataset", dataset, self.datasets)
+
+    def _blocks(
+        self, dataset: str, stage: str, site: str, layer: int, position: int
+    ) -> list[np.ndarray]:
+        part = self.part(dataset, stage)
+        layers = self.layers(site)
+        if layer not in layers:
+            raise unknown(f"layer of {site}", layer, layers)
+        if position not in part.positions:
+            raise unknown(f"position of {dataset}", position, part.positions)
+        if site == "resid_pre" and layer not in self.manifest.sites.get("resid_pre", ()):
+            site, layer = "resid_post", layer - 1
+        files = sorted(
+            (entry for entry in part.files if entry.site == site and entry.layer == layer),
+            key=lambda entry: entry.block,
+        )
+        if not files:
+            raise NotStoredError(
+                f"{site} of layer {layer} was not built for {dataset!r} at stage {stage!r}"
+            )
+        index = part.positions.index(position)
+        loaded = [self._load_block(entry, part) for entry in files]
+        require_same_rows(
+            self.statements(dataset)["row_uid"].to_numpy(),
+            np.concatenate([uids for _, uids in loaded]),
+            f"{dataset} at stage {stage}, {site} layer {layer}",
+        )
+        return [activations[:, index] for activations, _ in loaded]
+
+    def _load_block(self, entry: ActivationFile, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        tensors = read_tensors(self._files.path(entry))
+        shape = (entry.rows, len(part.positions), part.d_model)
+        activations = tensors.get("activations")
+        uids = tensors.get("row_uid")
+        if activations is None or uids is None or activations.shape != shape:
+            raise FormatError(f"{entry.path} does not hold activations of shape {shape}")
+        return activations, uids
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        sites = ", ".join(f"{site} ({_span(manifest.sites[site])})" for site in self.sites)
+        datasets = ", ".join(f"{dataset.name} {dataset.rows}" for dataset in manifest.datasets)
+        stages = " -> ".join(f"{stage.name} ({stage.title})" for stage in manifest.stages)
+        lines = [
+            f"Artifact {self.id}: {manifest.title}",
+            f"  stages    {stages}",
+            f"  datasets  {datasets}",
+            f"  sites     {sites}",
+            f"  rows      {sum(dataset.rows for dataset in manifest.datasets)}",
+            f"  bytes     {manifest.total_bytes:,} in {manifest.dtype}",
+        ]
+        return "\n".join(lines)
+
+
+def _span(layers: Sequence[int]) -> str:
+    if not layers:
+        return "none"
+    whole = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}..{layers[-1]}" if whole else ", ".join(map(str, layers))

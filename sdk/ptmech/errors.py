@@ -1,0 +1,83 @@
+"""Every error ptmech raises on purpose.
+
+One root, :class:`PtmechError`, so that a caller can catch everything of ours at once; each child
+also inherits the builtin a caller would reach for. A message is one line that names the thing and
+the way out, because the command line prints it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PtmechError(Exception):
+    """Root of all errors that ptmech raises on purpose."""
+
+
+class UnknownNameError(PtmechError, LookupError):
+    """A stage, dataset, site, layer, position or column that does not exist."""
+
+
+class NotStoredError(PtmechError, LookupError):
+    """Something that exists in principle but was not built into this artifact."""
+
+
+class DataError(PtmechError, ValueError):
+    """Input data an analysis cannot use: empty, one class only, not finite, wrong shape."""
+
+
+class CardError(PtmechError, ValueError):
+    """A card (the recipe of an artifact) that cannot be read or does not hold together."""
+
+
+class ArtifactNotFoundError(PtmechError, FileNotFoundError):
+    """There is no artifact where one was asked for."""
+
+
+class FormatError(PtmechError, ValueError):
+    """A file that is not what its name says, or of a format newer than this version."""
+
+
+class IntegrityError(PtmechError, OSError):
+    """Bytes that differ from what the manifest promises."""
+
+
+class AlignmentError(PtmechError, ValueError):
+    """Rows of two stages that are not the same prompts."""
+
+
+class UnsupportedModelError(PtmechError, NotImplementedError):
+    """A model whose sites ptmech does not know how to find."""
+
+
+class ParityError(PtmechError, ArithmeticError):
+    """Extracted activations that differ from a plain forward beyond the tolerance."""
+
+
+class PrerequisiteError(PtmechError, ImportError):
+    """An optional dependency that this call needs; the message gives the pip command."""
+
+
+def unknown(kind: str, name: object, known: Iterable[object]) -> UnknownNameError:
+    """Build the error for a name that is not there, with the closest names that are.
+
+    Parameters
+    ----------
+    kind
+        What was looked up, in the singular: ``"dataset"``, ``"layer"``.
+    name
+        What was asked for.
+    known
+        What exists.
+
+    Examples
+    --------
+    >>> str(unknown("dataset", "citties", ["cities", "facts"]))
+    "unknown dataset 'citties'; did you mean 'cities'? Available: cities, facts"
+    """
+    names = [str(option) for option in known]
+    close = get_close_matches(str(name), names, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else "."
+    listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} Available: {listed or 'none'}")
