@@ -1,0 +1,114 @@
+"""Where each supported architecture keeps its parts: one declarative table.
+
+A family is a row of :data:`ARCHITECTURES`, keyed by transformers' ``model_type``; nothing else in
+ptmech asks which family a model belongs to. Most decoders name their modules as Llama does, so a
+row states only what differs. A new row counts once a test has shown, on a tiny random model, that
+the sites it names obey :func:`ptmech.live.sites.site_self_check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from ptmech.errors import UnsupportedModelError
+
+NormKind = Literal["rms", "layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Module paths and conventions of one transformers ``model_type``.
+
+    Paths are dotted module names: `body` and `unembedding` start at the causal language model,
+    `layers`, `embedding` and `final_norm` at the body, all others at one decoder block.
+    """
+
+    model_type: str
+
+    body: str = "model"
+    unembedding: str = "lm_head"
+
+    layers: str = "layers"
+    embedding: str = "embed_tokens"
+    final_norm: str = "norm"
+
+    block: str = ""
+    """The block itself: its input is ``resid_pre``, its output ``resid_post``."""
+    attention: str = "self_attn"
+    attn_out: str = "self_attn"
+    """The module whose output attention adds to the stream (after any post-attention norm)."""
+    mid_norm: str = "post_attention_layernorm"
+    """The norm before the MLP: the module whose input is ``resid_mid``."""
+    mlp: str = "mlp"
+    mlp_out: str = "mlp"
+    """The module whose output the MLP adds to the stream (after any post-MLP norm)."""
+    down_projection: str = "mlp.down_proj"
+
+    norm_kind: NormKind = "rms"
+    gain_offset: float = 0.0
+    """What the norms add to their stored weight before multiplying; 1 in Gemma."""
+    projections_transposed: bool = False
+    """Whether projections store [inputs, outputs], as GPT-2's ``Conv1D`` does."""
+    logit_softcap: str | None = None
+    """Name of the configuration entry with the cap of the logits, where there is one."""
+
+
+_GEMMA2 = Architecture(
+    model_type="gemma2",
+    attn_out="post_attention_layernorm",
+    mid_norm="pre_feedforward_layernorm",
+    mlp_out="post_feedforward_layernorm",
+    gain_offset=1.0,
+    logit_softcap="final_logit_softcapping",
+)
+
+_ROWS = (
+    Architecture(model_type="llama"),
+    Architecture(model_type="mistral"),
+    Architecture(model_type="qwen2"),
+    Architecture(model_type="qwen3"),
+    _GEMMA2,
+    replace(_GEMMA2, model_type="gemma3_text"),
+    Architecture(
+        model_type="gpt2",
+        body="transformer",
+        layers="h",
+        embedding="wte",
+        final_norm="ln_f",
+        attention="attn",
+        attn_out="attn",
+        mid_norm="ln_2",
+        down_projection="mlp.c_proj",
+        norm_kind="layer",
+        projections_transposed=True,
+    ),
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {architecture.model_type: architecture for architecture in _ROWS}
+)
+"""The supported architectures by ``model_type``."""
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """Look up the row of a ``model_type``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        There is no row; the message lists the supported ones.
+
+    Examples
+    --------
+    >>> architecture_of("gpt2").final_norm
+    'ln_f'
+    """
+    if model_type not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"the sites of model type {model_type!r} are not known; "
+            f"supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[model_type]

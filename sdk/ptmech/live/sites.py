@@ -1,0 +1,344 @@
+"""The named places of a live model, defined by maths, and how to read or change them.
+
+With ``x`` the residual stream of decoder block L (counted from 0):
+
+=============  ===================================================================================
+``resid_pre``  the block's input; at L = 0 the token embeddings, after any embedding scale
+``attn_out``   what attention adds: ``resid_mid - resid_pre``
+``resid_mid``  between attention and MLP
+``mlp_out``    what the MLP adds: ``resid_post - resid_mid``
+``resid_post`` the block's output, before the final norm also at the last block
+=============  ===================================================================================
+
+transformers' own ``hidden_states`` are not used: their last entry has the final norm applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ptmech.errors import DataError, UnsupportedModelError, unknown
+from ptmech.live.architectures import Architecture, NormKind, architecture_of
+
+Visitor = Callable[[Tensor], Tensor | None]
+"""Sees a site's tensor [rows, tokens, d_model]; returns its replacement, or None to leave it."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Which tensor of a decoder block a site is."""
+
+    module: Callable[[Architecture], str]
+    side: Literal["input", "output"]
+    edit_in_place: bool = False
+    """Whether the block also keeps the tensor itself (for a residual sum), so that replacing the
+    module's argument would miss half of what flows on."""
+
+
+SITES: Mapping[str, Site] = MappingProxyType(
+    {
+        "resid_pre": Site(lambda architecture: architecture.block, "input"),
+        "attn_out": Site(lambda architecture: architecture.attn_out, "output"),
+        "resid_mid": Site(lambda architecture: architecture.mid_norm, "input", edit_in_place=True),
+        "mlp_out": Site(lambda architecture: architecture.mlp_out, "output"),
+        "resid_post": Site(lambda architecture: architecture.block, "output"),
+    }
+)
+"""The sites by name, in the order in which a block computes them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSites:
+    """A causal language model together with where its parts are; build it with :meth:`of`."""
+
+    model: nn.Module
+    architecture: Architecture
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Find the parts of a transformers causal language model.
+
+        Raises
+        ------
+        UnsupportedModelError
+            The architecture has no row in :mod:`ptmech.live.architectures`, or the model has no
+            unembedding (a bare body).
+        """
+        config: Any = getattr(model, "config", None)
+        sites = cls(model, architecture_of(getattr(config, "model_type", type(model).__name__)))
+        try:
+            _ = (sites.body, sites.layers, sites.final_norm, sites.unembedding)
+        except AttributeError as missing:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is not a causal language model as transformers builds "
+                f"it: {missing}"
+            ) from missing
+        return sites
+
+    @property
+    def body(self) -> nn.Module:
+        """The model without its unembedding; its output has the final norm applied."""
+        return self.model.get_submodule(self.architecture.body)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder blocks."""
+        return cast(nn.ModuleList, self.body.get_submodule(self.architecture.layers))
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the unembedding."""
+        return self.body.get_submodule(self.architecture.final_norm)
+
+    @property
+    def unembedding(self) -> nn.Module:
+        """The linear map from the normed stream to logits."""
+        return self.model.get_submodule(self.architecture.unembedding)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to be."""
+        return self._weight(self.body.get_submodule(self.architecture.embedding)).device
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.w_u.shape[1]
+
+    @property
+    def d_mlp(self) -> int:
+        """Number of neurons of the last MLP."""
+        return self.w_out.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the unembedding."""
+        return self.w_u.shape[0]
+
+    @property
+    def norm_kind(self) -> NormKind:
+        """``"rms"``, or ``"layer"`` for norms that also remove the mean over d_model."""
+        return self.architecture.norm_kind
+
+    @property
+    def w_u(self) -> Tensor:
+        """Unembedding [vocabulary, d_model], without the final norm's gain."""
+        return self._weight(self.unembedding)
+
+    @property
+    def gamma(self) -> Tensor:
+        """Gain of the final norm [d_model] as it acts (Gemma stores it less 1), never in 16 bit."""
+        weight = self._weight(self.final_norm)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        return weight.to(precise) + self.architecture.gain_offset
+
+    @property
+    def w_out(self) -> Tensor:
+        """Down-projection of the last MLP [d_model, d_mlp]: one column a neuron, not centred."""
+        weight = self._weight(self.layers[-1].get_submodule(self.architecture.down_projection))
+        return weight.T if self.architecture.projections_transposed else weight
+
+    def project(self, normed: Tensor) -> Tensor:
+        """Map the normed stream [..., d_model] to logits [..., vocabulary], softcap included."""
+        # Two dimensions and contiguous rows: the 3-D path of a large unembedding is many times
+        # slower on CPU.
+        rows = normed.reshape(-1, normed.shape[-1]).contiguous()
+        logits = self.unembedding(rows)
+        if self.architecture.logit_softcap is not None:
+            config: Any = self.model.config
+            cap = getattr(config, self.architecture.logit_softcap)
+            if cap is not None:
+                logits = cap * torch.tanh(logits / cap)
+        return logits.reshape(*normed.shape[:-1], -1)
+
+    def unembed(self, resid: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of a residual stream [..., d_model]: norm, unembedding, softcap.
+
+        Applied to the last block's ``resid_post`` these are the model's logits.
+        """
+        return self.project(self.final_norm(resid))
+
+    def check(self, site: str, layer: int) -> None:
+        """Raise for a site or layer this model does not have.
+
+        Raises
+        ------
+        UnknownNameError
+            With the sites or layers there are.
+        """
+        if site not in SITES:
+            raise unknown("site", site, SITES)
+        if layer not in range(self.n_layers):
+            raise unknown("layer", layer, range(self.n_layers))
+
+    def attach(self, site: str, layer: int, visitor: Visitor) -> RemovableHandle:
+        """Call `visitor` with the site's tensor in every forward, until the handle is removed.
+
+        Visitors of one site run in the order they were attached, each seeing what the ones before
+        it left.
+        """
+        self.check(site, layer)
+        spec = SITES[site]
+        module = self.layers[layer].get_submodule(spec.module(self.architecture))
+        if spec.side == "input":
+            hook = _input_hook(visitor, in_place=spec.edit_in_place)
+            return module.register_forward_pre_hook(hook, with_kwargs=True)
+        return module.register_forward_hook(_output_hook(visitor))
+
+    @staticmethod
+    def _weight(module: nn.Module) -> Tensor:
+        return cast(Tensor, module.weight).detach()
+
+
+def _input_hook(visitor: Visitor, *, in_place: bool) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stream: Tensor = args[0] if args else kwargs["hidden_states"]
+        changed = visitor(stream)
+        if changed is None:
+            return None
+        if in_place:
+            stream.copy_(changed)
+            return None
+        if args:
+            return (changed, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": changed}
+
+    return hook
+
+
+def _output_hook(visitor: Visitor) -> Callable[..., Any]:
+    # Attention returns a tuple, blocks return a tensor in transformers 5 and a tuple before.
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        several = isinstance(output, tuple)
+        changed = visitor(output[0] if several else output)
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if several else changed
+
+    return hook
+
+
+@contextmanager
+def record(
+    model: nn.Module, wanted: Sequence[tuple[str, int]], indices: Tensor
+) -> Generator[dict[tuple[str, int], Tensor]]:
+    """Gather chosen tokens at chosen sites from the next forward.
+
+    Only the gathered values are kept. Opened inside :func:`ptmech.live.interventions.intervene`,
+    it sees the edited stream.
+
+    Parameters
+    ----------
+    model
+        A transformers causal language model; run it, or only its body, once in the ``with`` block.
+        A second forward overwrites what the first one left.
+    wanted
+        (site, layer) pairs.
+    indices
+        Integer tensor [rows, positions]: for each row of the batch, the tokens to gather, counted
+        from the first token of the padded row.
+
+    Yields
+    ------
+    dict
+        Filled by the forward: (site, layer) to a tensor [rows, positions, d_model] in the model's
+        dtype, on the device of that layer, detached.
+
+    Raises
+    ------
+    UnknownNameError
+        A site or layer the model does not have; raised before anything runs.
+    DataError
+        Indices that are not a matrix of whole numbers from 0, or, in the forward, that do not fit
+        its batch.
+
+    Examples
+    --------
+    The stream after block 3 at the last token of every row (token ids without padding)::
+
+        last = torch.full((len(input_ids), 1), input_ids.shape[1] - 1)
+        with record(model, [("resid_post", 3)], last) as found, torch.inference_mode():
+            model(input_ids)
+        found["resid_post", 3]  # [rows, 1, d_model]
+    """
+    sites = ModelSites.of(model)
+    for site, layer in wanted:
+        sites.check(site, layer)
+    if indices.ndim != 2 or indices.is_floating_point() or indices.dtype == torch.bool:
+        raise DataError("indices must be a matrix [rows, positions] of whole numbers")
+    if indices.numel() and int(indices.min()) < 0:
+        raise DataError("indices count from the first token of a row; a negative one was given")
+    highest = int(indices.max()) if indices.numel() else -1
+
+    found: dict[tuple[str, int], Tensor] = {}
+
+    def gather_into(key: tuple[str, int]) -> Visitor:
+        def gather(stream: Tensor) -> None:
+            rows, tokens, _width = stream.shape
+            if rows != indices.shape[0] or tokens <= highest:
+                raise DataError(
+                    f"indices for {indices.shape[0]} rows up to token {highest} do not fit a "
+                    f"forward of {rows} rows of {tokens} tokens"
+                )
+            row = torch.arange(rows, device=stream.device).unsqueeze(1)
+            found[key] = stream.detach()[row, indices.to(stream.device)]
+
+        return gather
+
+    with ExitStack() as hooks:
+        for key in dict.fromkeys(wanted):
+            hooks.callback(sites.attach(*key, gather_into(key)).remove)
+        yield found
+
+
+def site_self_check(model: nn.Module, input_ids: Tensor) -> float:
+    """Prove on one forward that the sites are what their definitions say.
+
+    Checked at every layer and token: ``resid_mid = resid_pre + attn_out``, ``resid_post =
+    resid_mid + mlp_out``, ``resid_pre`` equal to the ``resid_post`` below it, and ``unembed`` of
+    the last ``resid_post`` equal to the model's logits.
+
+    Parameters
+    ----------
+    model
+        A transformers causal language model in evaluation mode.
+    input_ids
+        Token ids [rows, tokens], without padding.
+
+    Returns
+    -------
+    float
+        The worst deviation of any of these, relative to the largest value it is compared with.
+    """
+    sites = ModelSites.of(model)
+    rows, tokens = input_ids.shape
+    everywhere = torch.arange(tokens).expand(rows, tokens)
+    wanted = [(site, layer) for site in SITES for layer in range(sites.n_layers)]
+    with torch.inference_mode(), record(model, wanted, everywhere) as found:
+        logits = model(input_ids).logits
+        deviations = [_relative(sites.unembed(found["resid_post", sites.n_layers - 1]), logits)]
+    for layer in range(sites.n_layers):
+        pre, middle, post = (found[s, layer] for s in ("resid_pre", "resid_mid", "resid_post"))
+        deviations.append(_relative(pre + found["attn_out", layer], middle))
+        deviations.append(_relative(middle + found["mlp_out", layer], post))
+        if layer:
+            deviations.append(_relative(found["resid_post", layer - 1].to(pre.device), pre))
+    return max(deviations)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    largest = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((found - expected).abs().max() / largest)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny_models import (
+    D_MODEL,
+    FAMILIES,
+    N_LAYERS,
+    blocks,
+    blocks_by_hand,
+    hook_count,
+    tiny_model,
+)
+from torch import Tensor
+
+from ptmech.errors import DataError, UnknownNameError
+from ptmech.live.interventions import ablate, add, intervene, patch
+from ptmech.live.sites import SITES, record
+
+TOKENS = torch.tensor([[3, 7, 11, 2, 30], [9, 1, 40, 17, 6]])
+EVERYWHERE = torch.arange(5).expand(2, 5)
+DIRECTION = torch.from_numpy(np.random.default_rng(5).normal(size=D_MODEL) * 3).float()
+UNIT = DIRECTION / DIRECTION.norm()
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def model(request: pytest.FixtureRequest) -> Any:
+    return tiny_model(request.param)
+
+
+def without_direction(stream: Tensor) -> Tensor:
+    return stream - torch.einsum("btd,d,e->bte", stream, UNIT, UNIT)
+
+
+def logits_with(model: Any, *interventions: Any) -> Tensor:
+    with intervene(model, *interventions), torch.inference_mode():
+        return model(TOKENS).logits
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ablation_removes_the_direction_from_every_residual_site(model: Any) -> None:
+    plain = model(TOKENS).logits
+    with blocks_by_hand(model, lambda _site, _layer, stream: without_direction(stream)):
+        expected = model(TOKENS).logits
+    found = logits_with(model, ablate(DIRECTION))
+    assert close(found, expected)
+    assert not close(found, plain)
+    assert torch.equal(model(TOKENS).logits, plain)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post"])
+def test_addition_acts_at_its_site_and_layer_only(model: Any, site: str) -> None:
+    def edit(at_site: str, at_layer: int, stream: Tensor) -> Tensor:
+        return stream + 0.7 * DIRECTION if (at_site, at_layer) == (site, 1) else stream
+
+    with blocks_by_hand(model, edit):
+        expected = model(TOKENS).logits
+    assert close(logits_with(model, add(DIRECTION, 1, scale=0.7, sites=(site,))), expected)
+    assert not close(expected, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("site", ["attn_out", "mlp_out"])
+def test_additions_to_what_a_part_writes_move_the_stream_by_as_much(model: Any, site: str) -> None:
+    wanted = [("resid_mid", 1), ("resid_post", 1)]
+    with record(model, wanted, EVERYWHERE) as plain:
+        model(TOKENS)
+    addition = add(DIRECTION, 1, sites=(site,))
+    with intervene(model, addition), record(model, wanted, EVERYWHERE) as found:
+        model(TOKENS)
+    reached = "resid_mid" if site == "attn_out" else "resid_post"
+    assert close(found[reached, 1], plain[reached, 1] + DIRECTION)
+
+
+def test_patch_replaces_the_chosen_tokens_of_each_row(model: Any) -> None:
+    values = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 2, D_MODEL))).float()
+    positions = torch.tensor([[0, 3], [2, 1]])
+
+    def replace_output(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[0, 0], changed[0, 3] = values[0]
+        changed[1, 2], changed[1, 1] = values[1]
+        return changed
+
+    handle = blocks(model)[1].register_forward_hook(replace_output)
+    expected = model(TOKENS).logits
+    handle.remove()
+    assert close(logits_with(model, patch(values, 1, positions)), expected)
+
+
+def test_one_list_of_positions_serves_all_rows() -> None:
+    model, values = tiny_model(), torch.randn(2, 1, D_MODEL)
+    found = logits_with(model, patch(values, 0, torch.tensor([2])))
+    assert torch.equal(found, logits_with(model, patch(values, 0, torch.tensor([[2], [2]]))))
+
+
+def test_interventions_act_in_order_and_contexts_stack(model: Any) -> None:
+    wanted = [("resid_pre", 1)]
+    addition, ablation = add(DIRECTION, 1), ablate(DIRECTION, layers=[1], sites=["resid_pre"])
+
+    def stream_with(*outer: Any, inner: tuple[Any, ...] = ()) -> Tensor:
+        with (
+            intervene(model, *outer),
+            intervene(model, *inner),
+            record(model, wanted, EVERYWHERE) as found,
+        ):
+            model(TOKENS)
+        return found["resid_pre", 1]
+
+    plain = stream_with()
+    assert close(stream_with(addition, ablation), without_direction(plain))
+    assert close(stream_with(ablation, addition), without_direction(plain) + DIRECTION)
+    assert close(stream_with(addition, inner=(ablation,)), without_direction(plain))
+    assert close(stream_with(ablation, inner=(addition,)), without_direction(plain) + DIRECTION)
+    assert hook_count(model) == 0
+
+
+def test_what_is_recorded_inside_is_the_edited_stream_everywhere(model: Any) -> None:
+    wanted = [(site, layer) for site in SITES for layer in range(N_LAYERS)]
+    with intervene(model, ablate(DIRECTION)), record(model, wanted, EVERYWHERE) as found:
+        model(TOKENS)
+    for site in ("resid_pre", "resid_mid", "resid_post"):
+        for layer in range(N_LAYERS):
+            stream = found[site, layer]
+            assert float((stream @ UNIT).abs().max()) < 1e-5 * float(stream.abs().max())
+
+
+@settings(deadline=None, max_examples=25)
+@given(length=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
+def test_ablation_ignores_length_and_sign_and_is_idempotent(length: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    stream = torch.randn(2, 3, 8, generator=random, dtype=torch.float64)
+    direction = torch.randn(8, generator=random, dtype=torch.float64)
+    once = ablate(direction)(stream)
+    assert torch.allclose(ablate(-length * direction)(stream), once, atol=1e-12)
+    assert torch.allclose(ablate(direction)(once), once, atol=1e-12)
+
+
+def test_ablation_in_bfloat16_leaves_no_more_than_rounding() -> None:
+    stream = torch.randn(2, 3, 512, generator=torch.Generator().manual_seed(0)) * 50
+    direction = torch.randn(512, generator=torch.Generator().manual_seed(1))
+    exact = stream.bfloat16().double()
+    unit = direction.double() / direction.double().norm()
+    exact = exact - (exact @ unit)[..., None] * unit
+    found = ablate(direction)(stream.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.double(), exact, rtol=2**-8, atol=1e-3)
+
+
+def test_gradients_flow_through_an_intervention() -> None:
+    model = tiny_model()
+    embeddings = model.model.embed_tokens(TOKENS).requires_grad_()
+    with intervene(model, ablate(DIRECTION)):
+        model(inputs_embeds=embeddings).logits.sum().backward()
+    assert float((embeddings.grad @ UNIT).abs().max()) < 1e-4
+    assert float(embeddings.grad.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda: ablate(torch.ones(D_MODEL + 1)), DataError, "width 17"),
+        (lambda: patch(torch.ones(2, 1, 3), 0, torch.tensor([0])), DataError, "width 3"),
+        (lambda: add(DIRECTION, N_LAYERS), UnknownNameError, "unknown layer 3"),
+        (lambda: add(DIRECTION, -1), UnknownNameError, "unknown layer -1"),
+        (lambda: ablate(DIRECTION, layers=[0, 9]), UnknownNameError, "unknown layer 9"),
+        (lambda: ablate(DIRECTION, sites=["resid"]), UnknownNameError, "unknown site 'resid'"),
+        (lambda: ablate(torch.zeros(D_MODEL)), DataError, "length zero"),
+        (lambda: ablate(np.full(D_MODEL, np.nan)), DataError, "finite vector"),
+        (lambda: add(torch.ones(2, D_MODEL), 0), DataError, "finite vector"),
+        (lambda: add(DIRECTION, 0, scale=float("inf")), DataError, "finite vector"),
+        (lambda: patch(torch.ones(2, D_MODEL), 0, torch.tensor([0])), DataError, "shape"),
+        (lambda: patch(torch.ones(2, 1, D_MODEL), 0, torch.tensor([0, 1])), DataError, "belong"),
+        (lambda: patch(torch.ones(2, 1, D_MODEL), 0, torch.tensor([-1])), DataError, "negative"),
+        (lambda: patch(torch.ones(2, 1, D_MODEL), 0, torch.tensor([0.5])), DataError, "whole"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    wrong: Any, error: type[Exception], message: str
+) -> None:
+    model = tiny_model()
+    with pytest.raises(error, match=message), intervene(model, ablate(DIRECTION), wrong()):
+        pytest.fail("the body ran")
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize(("rows", "token"), [(1, 0), (2, 5)])
+def test_a_patch_that_does_not_fit_the_forward_is_refused(rows: int, token: int) -> None:
+    model = tiny_model()
+    edit = patch(torch.ones(rows, 1, D_MODEL), 0, torch.tensor([token]))
+    with pytest.raises(DataError, match="2 rows of 5 tokens"), intervene(model, edit):
+        model(TOKENS)
+    assert hook_count(model) == 0
+
+
+def test_hooks_go_when_the_body_raises() -> None:
+    model = tiny_model()
+    with pytest.raises(ZeroDivisionError), intervene(model, ablate(DIRECTION)):
+        1 / (hook_count(model) - 3 * N_LAYERS)
+    assert hook_count(model) == 0
