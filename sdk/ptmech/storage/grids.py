@@ -3,7 +3,7 @@
 zarr reads a chunk that is not there as a constant, so a lost file would turn into zeros. Here every
 chunk that the shape asks for must be among the files, the constant is NaN while reading, and every
 value must be finite: that also finds a chunk left out inside a shard. For the same reason a writer
-must store chunks of zeros too (zarr's option ``array.write_empty_chunks``).
+must store chunks of zeros too (a fill value of NaN, or zarr's ``array.write_empty_chunks``).
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class _ChunkGrid(BaseModel):
     configuration: _ChunkShape
 
 
-class _InnerCodecs(BaseModel):
-    codecs: tuple[_Codec, ...] = ()
-    index_codecs: tuple[_Codec, ...] = ()
-
-
 class _Codec(BaseModel):
     """One of the codecs that a grid may be stored with; each stands in the zarr specification."""
 
     name: Literal["blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "zstd"]
-    configuration: _InnerCodecs = _InnerCodecs()
+    configuration: _InnerCodecs | None = None
+
+
+class _InnerCodecs(BaseModel):
+    codecs: tuple[_Codec, ...] = ()
+    index_codecs: tuple[_Codec, ...] = ()
 
 
 class _Array(BaseModel):

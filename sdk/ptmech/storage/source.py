@@ -81,7 +81,7 @@ class VerifiedFiles:
         path = self._source.fetch(entry.path)
         try:
             status = path.stat()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise IntegrityError(
                 f"{entry.path} is missing from {self._source.name}; build or download it again"
             ) from error

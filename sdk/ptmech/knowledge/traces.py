@@ -1,0 +1,248 @@
+"""Reading causal traces: the grid of patched runs, and the two runs that give it its scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import ValidationError
+
+from ptmech.artifact import Artifact
+from ptmech.errors import FormatError, NotStoredError, unknown
+from ptmech.manifest import Schema
+from ptmech.results import Result
+from ptmech.storage.grids import read_group
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Trace(Result):
+    """Causal tracing of one dataset, from the runs of one stage into those of another.
+
+    ``numpy.asarray(trace)`` is ``trace.matrix``. Logit differences are true minus false answer, at
+    the last token.
+
+    Attributes
+    ----------
+    frame
+        One row a cell: ``layer``, ``column``, ``token``, ``role``, ``logit_difference`` (mean over
+        the pairs), ``scaled``.
+    source, target, dataset
+        The stage whose true prompts were copied, the stage whose false prompts were patched, and
+        the statements both come from.
+    form
+        ``completion`` (the prompt ends where the object begins).
+    grid
+        [pairs, layers, tokens] float64, the logit difference of each patched run.
+    matrix
+        [layers, tokens] float64, the mean of ``grid`` over the pairs.
+    unpatched
+        [pairs] float64, of the false prompt in the target stage.
+    source_difference
+        [pairs] float64, of the true prompt in the target stage.
+    scaled
+        [layers, tokens] float64: 0 where a patch does nothing, 1 where it does as much as the
+        whole true prompt; a ratio of means over the pairs. NaN if the two ends are equal.
+    tokens
+        Text of each column, of the first pair.
+    roles
+        Role of each column: ``subject``, ``subject_last``, ``relation``, ``last``, and the name the
+        builder gives to what stands before the subject.
+    pairs
+        ``true_uid`` and ``false_uid`` of each pair, in the order of ``grid``.
+    known
+        Share of the dataset's facts that each stage completes correctly.
+    """
+
+    source: str
+    target: str
+    dataset: str
+    form: str
+    grid: np.ndarray
+    matrix: np.ndarray
+    unpatched: np.ndarray
+    source_difference: np.ndarray
+    scaled: np.ndarray
+    tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    pairs: pl.DataFrame
+    known: Mapping[str, float]
+
+    @property
+    def by_role(self) -> pl.DataFrame:
+        """Mean of ``scaled`` over the columns of each role: ``layer``, then one column a role."""
+        columns = {
+            role: self.scaled[:, [other == role for other in self.roles]].mean(axis=1)
+            for role in dict.fromkeys(self.roles)
+        }
+        return pl.DataFrame({"layer": np.arange(len(self.scaled)), **columns})
+
+    def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.matrix, dtype=dtype, copy=copy)
+
+
+def stored(artifact: Artifact) -> pl.DataFrame:
+    """List the causal traces of an artifact.
+
+    Returns
+    -------
+    polars.DataFrame
+        ``source``, ``target``, ``dataset``; one row a trace, empty if there are none.
+    """
+    found = {
+        (*folder.split("-", 1), grid.removesuffix(".zarr"))
+        for _, folder, grid, *_ in (entry.path.split("/") for entry in artifact.extras("traces/"))
+    }
+    schema = {"source": pl.String, "target": pl.String, "dataset": pl.String}
+    return pl.DataFrame(sorted(found), schema=schema, orient="row")
+
+
+def trace(artifact: Artifact, source: str, target: str, dataset: str) -> Trace:
+    """Read the causal tracing of a dataset.
+
+    Parameters
+    ----------
+    artifact
+        Built by a card that asks for traces of this dataset.
+    source
+        Stage whose true prompts' activations were copied.
+    target
+        Stage whose false prompts were patched; the same as ``source`` within one stage.
+    dataset
+        Name of the statement set.
+
+    Returns
+    -------
+    Trace
+        The grid, its mean and the two ends of its scale.
+
+    Raises
+    ------
+    UnknownNameError
+        If a stage or the dataset does not exist.
+    NotStoredError
+        If this trace was not built.
+    IntegrityError
+        If a file is missing or damaged.
+    FormatError
+        If the grid has a hole, or does not fit its own description.
+
+    Examples
+    --------
+    >>> import ptmech as sdk
+    >>> from ptmech import knowledge
+    >>> artifact = sdk.load("artifacts/demo")  # doctest: +SKIP
+    >>> knowledge.trace(artifact, "sft", "instruct", "cities").by_role  # doctest: +SKIP
+    """
+    for stage in (source, target):
+        if stage not in artifact.stages:
+            raise unknown("stage", stage, artifact.stages)
+    if dataset not in artifact.datasets:
+        raise unknown("dataset", dataset, artifact.datasets)
+    folder = f"traces/{source}-{target}/{dataset}.zarr/"
+    entries = artifact.extras(folder)
+    if not entries:
+        raise NotStoredError(
+            f"{artifact.id} holds no causal trace of {dataset!r} from {source!r} into {target!r}; "
+            f"stored: {_listed(artifact)}"
+        )
+    files = {entry.path.removeprefix(folder): artifact.read(entry) for entry in entries}
+    attributes, arrays = read_group(files, folder.rstrip("/"))
+    about = _describe(attributes, folder)
+    if (about.source, about.target, about.dataset) != (source, target, dataset):
+        raise FormatError(
+            f"{folder} describes itself as {about.dataset!r} from {about.source!r} into "
+            f"{about.target!r}; build it again"
+        )
+    grid, unpatched, reached = _fitting(arrays, about, folder)
+    matrix = grid.mean(axis=0)
+    bottom, top = unpatched.mean(), reached.mean()
+    scaled = np.full_like(matrix, np.nan) if top == bottom else (matrix - bottom) / (top - bottom)
+    layers, columns = matrix.shape
+    return Trace(
+        frame=pl.DataFrame(
+            {
+                "layer": np.repeat(np.arange(layers), columns),
+                "column": np.tile(np.arange(columns), layers),
+                "token": list(about.tokens) * layers,
+                "role": list(about.roles) * layers,
+                "logit_difference": matrix.ravel(),
+                "scaled": scaled.ravel(),
+            }
+        ),
+        artifact=artifact.id,
+        arguments={"source": source, "target": target, "dataset": dataset},
+        source=source,
+        target=target,
+        dataset=dataset,
+        form=about.form,
+        grid=grid,
+        matrix=matrix,
+        unpatched=unpatched,
+        source_difference=reached,
+        scaled=scaled,
+        tokens=about.tokens,
+        roles=about.roles,
+        pairs=pl.DataFrame(
+            [pair.model_dump() for pair in about.pairs],
+            schema={"true_uid": pl.UInt64, "false_uid": pl.UInt64},
+        ),
+        known=about.known,
+    )
+
+
+class _Pair(Schema):
+    true_uid: int
+    false_uid: int
+
+
+class _Description(Schema):
+    """The attributes of a trace's zarr group."""
+
+    form: str
+    source: str
+    target: str
+    dataset: str
+    examples: tuple[str, ...] = ()
+    tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    pairs: tuple[_Pair, ...]
+    known: Mapping[str, float]
+
+
+def _describe(attributes: Mapping[str, Any], where: str) -> _Description:
+    try:
+        return _Description.model_validate(attributes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise FormatError(f"{where}: attribute {place}: {first['msg']}") from error
+
+
+def _fitting(
+    arrays: Mapping[str, np.ndarray], about: _Description, where: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return grid, unpatched and source as float64, if they fit the description."""
+    pairs, columns = len(about.pairs), len(about.tokens)
+    missing = {"grid", "unpatched", "source"} - arrays.keys()
+    if missing:
+        raise FormatError(f"{where} lacks the array {min(missing)!r}; build it again")
+    grid, unpatched, reached = (
+        arrays[name].astype(np.float64) for name in ("grid", "unpatched", "source")
+    )
+    if (
+        grid.ndim != 3
+        or (len(grid), grid.shape[2], len(about.roles)) != (pairs, columns, columns)
+        or not unpatched.shape == reached.shape == (pairs,)
+    ):
+        raise FormatError(
+            f"{where}: a grid of shape {grid.shape} for {pairs} pairs and {columns} tokens"
+        )
+    return grid, unpatched, reached
+
+
+def _listed(artifact: Artifact) -> str:
+    traces = stored(artifact).iter_rows()
+    return ", ".join(f"{dataset} {source}-{target}" for source, target, dataset in traces) or "none"

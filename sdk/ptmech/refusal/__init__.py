@@ -1,0 +1,33 @@
+"""Refusal: the direction that separates harmful from harmless prompts, and what it does.
+
+The refusal direction of a stage is the mean residual stream of harmful prompts minus that of
+harmless ones, at one layer and one token of the template's end (Arditi et al. 2024; Du et al. 2025,
+section 5). Directions and their similarity between stages come from stored activations; how many
+completions refuse when a direction is added or ablated was measured live when the artifact was
+built, and is read from its score tables. The rules themselves, for completions and candidate
+directions of one's own, are :func:`is_refusal`, :func:`score` and :func:`select_direction`.
+
+Layers count ``resid_pre`` here, as in the literature: the input of block l, which is the output of
+block l - 1.
+"""
+
+from ptmech.refusal.geometry import RefusalDirections, RefusalSimilarity, directions, similarity
+from ptmech.refusal.phrases import LOOKALIKES, REFUSAL_PHRASES, is_refusal, score
+from ptmech.refusal.selection import SelectedDirection, select_direction
+from ptmech.refusal.tables import RefusalScores, completions, scores
+
+__all__ = [
+    "LOOKALIKES",
+    "REFUSAL_PHRASES",
+    "RefusalDirections",
+    "RefusalScores",
+    "RefusalSimilarity",
+    "SelectedDirection",
+    "completions",
+    "directions",
+    "is_refusal",
+    "score",
+    "scores",
+    "select_direction",
+    "similarity",
+]
