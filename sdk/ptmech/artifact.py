@@ -14,7 +14,16 @@ import polars as pl
 
 from ptmech.alignment import require_same_rows
 from ptmech.errors import DataError, FormatError, NotStoredError, unknown
-from ptmech.manifest import MANIFEST, ActivationFile, Extra, Manifest, Part, parse_schema
+from ptmech.manifest import (
+    MANIFEST,
+    MAX_JSON_BYTES,
+    ActivationFile,
+    Extra,
+    FileEntry,
+    Manifest,
+    Part,
+    parse_schema,
+)
 from ptmech.pair import Pair
 from ptmech.storage import FolderSource, Source, VerifiedFiles, read_tensors
 
@@ -90,7 +99,8 @@ class Artifact:
     """
 
     def __init__(self, source: Source) -> None:
-        raw = source.fetch(MANIFEST).read_bytes()
+        with source.fetch(MANIFEST).open("rb") as stream:
+            raw = stream.read(MAX_JSON_BYTES + 1)  # one more than allowed: the parser then refuses
         self.manifest: Manifest = Manifest.parse(raw, f"{source.name}/{MANIFEST}")
         self.id: str = f"{self.manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}"
         self.location: str = source.name
@@ -262,8 +272,18 @@ class Artifact:
         """Return the manifest entries of all such files below a folder, in order of path."""
         return [entry for path, entry in sorted(self._extras.items()) if path.startswith(prefix)]
 
-    def read(self, entry: Extra) -> bytes:
-        """Return the checked bytes of a file."""
+    def path(self, entry: FileEntry) -> Path:
+        """Return the local path of a file of the artifact, checked against its entry.
+
+        Raises
+        ------
+        IntegrityError
+            If the file is missing or damaged.
+        """
+        return self._files.path(entry)
+
+    def read(self, entry: FileEntry) -> bytes:
+        """Return the checked bytes of a file of the artifact."""
         return self._files.read(entry)
 
     def tensors(self, path: str) -> dict[str, np.ndarray]:
@@ -292,6 +312,11 @@ class Artifact:
                     f"with --stages {stage} --datasets {dataset}"
                 )
             part = parse_schema(Part, self._files.read(entries[0]), entries[0].path)
+            if (part.dataset, part.stage) != (dataset, stage):
+                raise FormatError(
+                    f"{entries[0].path} is of {part.dataset!r} at {part.stage!r}, not of "
+                    f"{dataset!r} at {stage!r}; build it again"
+                )
             self._parts[dataset, stage] = part
         return self._parts[dataset, stage]
 
@@ -361,8 +386,16 @@ class Artifact:
         shape = (entry.rows, len(part.positions), part.d_model)
         activations = tensors.get("activations")
         uids = tensors.get("row_uid")
-        if activations is None or uids is None or activations.shape != shape:
-            raise FormatError(f"{entry.path} does not hold activations of shape {shape}")
+        if (
+            activations is None
+            or uids is None
+            or (activations.shape, activations.dtype) != (shape, part.dtype)
+            or (uids.shape, uids.dtype) != (shape[:1], np.uint64)
+        ):
+            raise FormatError(
+                f"{entry.path} does not hold {part.dtype} activations of shape {shape} and the "
+                "ids of their rows"
+            )
         return activations, uids
 
     def __repr__(self) -> str:

@@ -40,7 +40,7 @@ __all__ = [
 def difference_in_means(
     positive: ArrayLike,
     negative: ArrayLike,
-    normalize: bool = False,  # noqa: FBT001, FBT002 - arrays first, then the one switch
+    normalize: bool = False,  # noqa: FBT001 - arrays first, then the one switch
 ) -> NDArray[Any]:
     """Return the mean of one group of activations minus the mean of the other.
 

@@ -77,7 +77,7 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> UnknownNameErro
     "unknown dataset 'citties'; did you mean 'cities'? Available: cities, facts"
     """
     names = [str(option) for option in known]
-    close = get_close_matches(str(name), names, n=3, cutoff=0.6)
+    close = get_close_matches(name, names, n=3, cutoff=0.6) if isinstance(name, str) else []
     hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else "."
     listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Available: {listed or 'none'}")

@@ -1,0 +1,324 @@
+"""The command line: ``ptmech info``, ``verify`` and one command for each perspective.
+
+Every command takes an artifact, prints tables, or with ``--json`` one JSON document. What goes
+wrong is said in one line on standard error. Exit codes: 0 fine, 2 a request that cannot be met,
+3 a damaged artifact, 130 interrupted.
+
+Other distributions add commands through the entry-point group ``ptmech.commands``: each names a
+function that takes the :class:`typer.Typer` application.
+"""
+
+from __future__ import annotations
+
+import errno
+from importlib.metadata import entry_points, version
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+from typing_extensions import override
+
+from ptmech.errors import FormatError, IntegrityError, PtmechError
+
+if TYPE_CHECKING:
+    from ptmech.artifact import Artifact
+
+PLUGINS: Final = "ptmech.commands"
+UNMET, DAMAGED, INTERRUPTED = 2, 3, 130
+
+Ref = Annotated[
+    str, typer.Argument(metavar="REF", help="Folder of an artifact.", show_default=False)
+]
+Earlier = Annotated[str | None, typer.Option(help="Earlier stage; the first one if not given.")]
+Later = Annotated[str | None, typer.Option(help="Later stage; the last one if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
+    if asked:
+        typer.echo(f"ptmech {version('ptmech')}")
+        raise typer.Exit
+
+
+class OneLineErrors(TyperGroup):
+    """Commands whose errors are one line and an exit code, never a traceback."""
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except PtmechError as error:
+            damaged = isinstance(error, (IntegrityError, FormatError))
+            raise _exit(error, DAMAGED if damaged else UNMET) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe has gone; typer knows how to stop
+                raise
+            raise _exit(error, UNMET) from error
+        except KeyboardInterrupt as error:
+            raise _exit("interrupted", INTERRUPTED) from error
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    create_app()(prog_name="ptmech")
+
+
+def create_app() -> typer.Typer:
+    """Build the command line, with the commands of every installed plugin."""
+    app = typer.Typer(
+        cls=OneLineErrors,
+        callback=_ptmech,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in (info, verify, summary, knowledge, truth, refusal, confidence):
+        app.command()(command)
+    for plugin in sorted(entry_points(group=PLUGINS)):
+        try:
+            register = plugin.load()
+        except (ImportError, AttributeError) as error:
+            typer.echo(f"ptmech: no commands of plugin {plugin.name!r}: {error}", err=True)
+        else:
+            register(app)
+    return app
+
+
+def info(ref: Ref, as_json: Json = False) -> None:
+    """Say what an artifact holds."""
+    from ptmech.console import print_json, print_line
+
+    artifact = _load(ref)
+    if as_json:
+        manifest = artifact.manifest
+        about = manifest.model_dump(mode="json", exclude={"parts", "extras"})
+        print_json({"artifact": artifact.id, "bytes": manifest.total_bytes, **about})
+    else:
+        print_line(repr(artifact))
+
+
+def verify(ref: Ref, as_json: Json = False) -> None:
+    """Check every byte of an artifact; exits with 3 if something is wrong."""
+    from ptmech.console import print_json, print_line
+    from ptmech.verify import listed_files
+    from ptmech.verify import verify as find_faults
+
+    artifact = _load(ref)
+    faults = find_faults(artifact)
+    if as_json:
+        found = [{"path": fault.path, "problem": fault.problem} for fault in faults]
+        print_json({"artifact": artifact.id, "ok": not faults, "faults": found})
+    elif faults:
+        for fault in faults:
+            print_line(str(fault))
+    else:
+        files = listed_files(artifact)
+        print_line(f"ok: {len(files)} files, {sum(entry.bytes for entry in files):,} bytes")
+    if faults:
+        raise typer.Exit(DAMAGED)
+
+
+def summary(ref: Ref, earlier: Earlier = None, later: Later = None, as_json: Json = False) -> None:
+    """Answer the four questions about a pair of stages in one table."""
+    from ptmech.console import print_json, print_line, result_payload
+    from ptmech.summary import summarize
+
+    artifact = _load(ref)
+    first, last = _stages(artifact, earlier, later)
+    answers = summarize(artifact, first, last)
+    if as_json:
+        payload = result_payload(answers)
+        print_json({"artifact": artifact.id, "earlier": first, "later": last, **payload})
+        return
+    print_line(f"What post-training changed from {first} to {last}, in {artifact.id}\n")
+    for row in answers.frame.iter_rows(named=True):
+        print_line(f"{row['perspective']:<14} {row['question']} {row['answer']}")
+        print_line(f"{'':<14} {row['evidence']}")
+        print_line(f"{'':<14} {row['control']}\n")
+
+
+def truth(
+    ref: Ref,
+    earlier: Earlier = None,
+    later: Later = None,
+    layer: Annotated[int | None, typer.Option(help="Layer of the probes; else the card's.")] = None,
+    probe: Annotated[str, typer.Option(help="Probe of the transfer.")] = "mass_mean",
+    as_json: Json = False,
+) -> None:
+    """Compare how two stages represent truth: directions by layer, transfer of probes."""
+    from ptmech import truth as perspective
+    from ptmech.console import interval, print_json, print_table, result_payload
+
+    artifact = _load(ref)
+    first, last = _stages(artifact, earlier, later)
+    similarity = perspective.similarity(artifact, first, last)
+    transfer = perspective.transfer(artifact, first, last, layer, probe=probe)
+    if as_json:
+        payloads = {"similarity": result_payload(similarity), "transfer": result_payload(transfer)}
+        print_json({"artifact": artifact.id, "earlier": first, "later": last, **payloads})
+        return
+    print_table(similarity.frame, f"Truth directions, {first} and {last}: cosines by layer")
+    frame = transfer.frame.with_columns(
+        interval(transfer.frame, "accuracy", "accuracy_low", "accuracy_high")
+    )
+    print_table(
+        frame.pivot("probe", index="dataset", values="accuracy"),
+        f"Accuracy of {probe} probes on the dataset left out, layer {transfer.layer}",
+    )
+
+
+def refusal(
+    ref: Ref,
+    earlier: Earlier = None,
+    later: Later = None,
+    layer: Annotated[int | None, typer.Option(help="One layer; all if not given.")] = None,
+    position: Annotated[
+        int | None, typer.Option(help="Token counted from the end; else the card's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the refusal directions of two stages, and show what they do to completions."""
+    from ptmech import refusal as perspective
+    from ptmech.console import interval, print_json, print_table, result_payload
+    from ptmech.errors import NotStoredError
+
+    artifact = _load(ref)
+    first, last = _stages(artifact, earlier, later)
+    if position is None:
+        position = artifact.manifest.defaults.refusal_position
+    similarity = perspective.similarity(artifact, first, last, layer, position)
+    try:
+        scores = perspective.scores(artifact)
+    except NotStoredError as error:
+        typer.echo(f"ptmech: {error}", err=True)
+        scores = None
+    if as_json:
+        payloads = {
+            "similarity": result_payload(similarity),
+            "scores": None if scores is None else result_payload(scores),
+        }
+        print_json({"artifact": artifact.id, "earlier": first, "later": last, **payloads})
+        return
+    print_table(
+        similarity.frame.drop("position"),
+        f"Refusal directions, {first} and {last}: cosines by layer, position {position}",
+    )
+    if scores is not None:
+        shown = scores.frame.with_columns(interval(scores.frame, "refusal_rate", "low", "high"))
+        print_table(
+            shown.drop("low", "high", "refusals"), "Share of completions that refuse [95 %]"
+        )
+
+
+def knowledge(
+    ref: Ref,
+    earlier: Earlier = None,
+    later: Later = None,
+    dataset: Annotated[str | None, typer.Option(help="One dataset; else all traced.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare where two stages keep knowledge: causal traces by layer and role of the token."""
+    import polars as pl
+
+    from ptmech import knowledge as perspective
+    from ptmech.console import print_json, print_table, result_payload
+    from ptmech.errors import NotStoredError
+
+    artifact = _load(ref)
+    first, last = _stages(artifact, earlier, later)
+    datasets = (
+        perspective.stored(artifact)["dataset"].unique().sort() if dataset is None else [dataset]
+    )
+    if not len(datasets):
+        raise NotStoredError(
+            f"{artifact.id} holds no causal traces: its card does not ask for them"
+        )
+    comparisons = {
+        name: perspective.compare_stages(artifact, first, last, name) for name in datasets
+    }
+    if as_json:
+        payloads = {
+            name: {
+                **result_payload(comparison),
+                "traces": [
+                    {"known": trace.known, **result_payload(trace)}
+                    for trace in comparison.traces.values()
+                ],
+            }
+            for name, comparison in comparisons.items()
+        }
+        print_json({"artifact": artifact.id, "earlier": first, "later": last, "datasets": payloads})
+        return
+    for name, comparison in comparisons.items():
+        for (source, target), trace in comparison.traces.items():
+            print_table(
+                trace.by_role.with_columns(pl.selectors.float().round(3) + 0.0),
+                f"{name}: {source} into {target}, {trace.pairs.height} pairs; "
+                "0 = unpatched, 1 = true prompt",
+            )
+        print_table(comparison.frame, f"{name}: traces compared")
+
+
+def confidence(
+    ref: Ref,
+    earlier: Earlier = None,
+    later: Later = None,
+    n: Annotated[int, typer.Option(min=1, help="Candidates of each stage.")] = 10,
+    norm_quantile: Annotated[
+        float, typer.Option(min=0, max=1, help="Only neurons longer than this quantile.")
+    ] = 0.75,
+    as_json: Json = False,
+) -> None:
+    """Compare the entropy-neuron candidates of two stages."""
+    from ptmech import confidence as perspective
+    from ptmech.console import cell, print_json, print_line, print_table, result_payload
+
+    artifact = _load(ref)
+    first, last = _stages(artifact, earlier, later)
+    comparison = perspective.compare(artifact, first, last, n=n, norm_quantile=norm_quantile)
+    summary = {
+        "overlap": comparison.overlap,
+        "chance_overlap": comparison.chance_overlap,
+        "mean_ratio_change": comparison.mean_ratio_change,
+    }
+    if as_json:
+        payload = {**summary, **result_payload(comparison)}
+        print_json({"artifact": artifact.id, "earlier": first, "later": last, **payload})
+        return
+    for stage in (first, last):
+        rows = comparison.neurons.filter(stage=stage, candidate=True).sort("logit_variance")
+        print_table(
+            rows.drop("stage", "eligible", "candidate"), f"Entropy-neuron candidates of {stage}"
+        )
+    print_line(
+        "  ".join(f"{name.replace('_', ' ')} {cell(value)}" for name, value in summary.items())
+    )
+
+
+def _ptmech(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Tell what post-training does inside language models, from stored activations."""
+
+
+def _load(ref: str) -> Artifact:
+    from ptmech.artifact import load
+
+    return load(ref)
+
+
+def _stages(artifact: Artifact, earlier: str | None, later: str | None) -> tuple[str, str]:
+    """Return the stages asked for: the first and the last unless named."""
+    return earlier or artifact.stages[0], later or artifact.stages[-1]
+
+
+def _exit(problem: object, code: int) -> typer.Exit:
+    """Say in one line what is wrong, and return the exit to raise."""
+    typer.echo(f"ptmech: {' '.join(str(problem).split())}", err=True)
+    return typer.Exit(code)

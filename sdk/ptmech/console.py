@@ -1,0 +1,101 @@
+"""What the command line prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import polars as pl
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ptmech.results import Result
+
+WIDTH: Final = 200
+"""Characters of the widest line. A narrower terminal folds lines; digits are never cut off."""
+
+
+def print_json(payload: Mapping[str, Any]) -> None:
+    """Print one JSON document: frames as lists of objects, NaN and infinities as null."""
+    typer.echo(json.dumps(_plain(payload), ensure_ascii=False, allow_nan=False))
+
+
+def result_payload(result: Result) -> dict[str, Any]:
+    """Return what a program needs of a result: its numbers and the arguments they come from."""
+    return {"arguments": result.arguments, "rows": result.frame}
+
+
+def print_table(frame: pl.DataFrame, title: str) -> None:
+    """Print a frame as a table; in colour only on a terminal.
+
+    Parameters
+    ----------
+    frame
+        Its column names become the headings, with spaces for underscores.
+    title
+        One line above the table.
+    """
+    console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, dtype in frame.schema.items():
+        table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left")
+    for row in frame.iter_rows():
+        table.add_row(*map(cell, row))
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    typer.echo("\n".join([title, *(line for line in lines if line), ""]))
+
+
+def print_line(text: str) -> None:
+    """Print one line of plain text."""
+    typer.echo(text)
+
+
+def interval(frame: pl.DataFrame, value: str, low: str, high: str) -> pl.Series:
+    """Return a value with its interval as text, ``0.714 [0.660, 0.752]``."""
+    texts = [
+        f"{cell(middle)} [{cell(bottom)}, {cell(top)}]"
+        for middle, bottom, top in frame.select(value, low, high).iter_rows()
+    ]
+    return pl.Series(value, texts, dtype=pl.String)
+
+
+def cell(value: object) -> str:
+    """Return one value as short text; an empty text for what is missing.
+
+    Examples
+    --------
+    >>> cell(0.98765), cell(0.0000123), cell(None), cell(True), cell(12)
+    ('0.988', '1.23e-05', '', 'yes', '12')
+    """
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            size = abs(value)
+            return f"{value:.3g}" if 0 < size < 1e-3 or size >= 1e4 else f"{value:.3f}"
+        case _:
+            return str(value)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case pl.DataFrame():
+            return [_plain(row) for row in value.iter_rows(named=True)]
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case str() | None:
+            return value
+        case float() if not math.isfinite(value):
+            return None
+        case Sequence():
+            return [_plain(item) for item in value]
+        case _:
+            return value
