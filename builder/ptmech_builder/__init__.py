@@ -1,0 +1,1 @@
+"""The builder of ptmech: turns a card into an artifact."""

@@ -1,0 +1,372 @@
+"""From a card to the units of a build: what will be done, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from ptmech.errors import CardError, DataError, unknown
+from ptmech.manifest import StoredDtype
+from ptmech_builder.cards import Card, CardFile, DatasetCard, StageCard, TraceCard
+from ptmech_builder.comparing_units import ScoresUnit, TraceUnit
+from ptmech_builder.models import (
+    LoadedModel,
+    ModelIdentity,
+    ModelShape,
+    ModelSource,
+    load_model,
+    load_shape,
+    load_tokenizer,
+    model_identity,
+    tokenizer_digest,
+)
+from ptmech_builder.prompts import Prompts, make_prompts, read_rows, read_texts, tokens_table
+from ptmech_builder.units import ActivationUnit, TableUnit, Unit, WeightsUnit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How a build is narrowed.
+
+    Traces and scores compare every stage on every row; they are part of a build only where neither
+    stages, nor their datasets, nor rows are narrowed.
+    """
+
+    stages: tuple[str, ...] | None = None
+    datasets: tuple[str, ...] | None = None
+    limit: int | None = None
+    device: str = "auto"
+    dtype: StoredDtype | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage of a build: its model, and every prompt as its tokenizer sees it."""
+
+    card: StageCard
+    source: ModelSource
+    identity: ModelIdentity
+    adapter: Path | None
+    shape: ModelShape
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_sha256: str
+    prompts: Mapping[str, Prompts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a build will do, before any model is loaded.
+
+    Attributes
+    ----------
+    units
+        In the order in which they are done.
+    left_out
+        Why units of the card are not part of this plan; empty if all are.
+    """
+
+    card: Card
+    card_sha256: str
+    device: str
+    dtype: StoredDtype
+    stages: tuple[StagePlan, ...]
+    datasets: tuple[DatasetCard, ...]
+    layers: Mapping[str, tuple[int, ...]]
+    tolerance: float
+    units: tuple[Unit, ...]
+    left_out: str
+
+    def loaders(self) -> dict[str, Callable[[], LoadedModel]]:
+        """Return for each stage a function that loads its model."""
+        import torch
+
+        dtype = getattr(torch, self.card.extraction.compute_dtype)
+        return {
+            stage.card.name: partial(
+                load_model,
+                stage.source,
+                adapter=stage.adapter,
+                device=self.device,
+                dtype=dtype,
+            )
+            for stage in self.stages
+        }
+
+
+def make_plan(card_file: CardFile, selection: Selection) -> Plan:
+    """Read the rows, render the prompts and list the units.
+
+    Parameters
+    ----------
+    card_file
+        The recipe.
+    selection
+        What to narrow it to.
+
+    Raises
+    ------
+    UnknownNameError
+        If the selection names a stage or dataset the card lacks.
+    DataError, IntegrityError
+        If a dataset cannot be used, or is not the one the card pins.
+    CardError
+        If the stages do not have the same number of layers and width.
+    """
+    card = card_file.card
+    stage_cards = _selected("stage", card.stages, selection.stages)
+    dataset_cards = _selected("dataset", card.datasets, selection.datasets)
+    rows = {d.name: read_rows(card_file, d, selection.limit) for d in dataset_cards}
+    stages = tuple(_plan_stage(card_file, stage, dataset_cards, rows) for stage in stage_cards)
+    shape = stages[0].shape
+    if any(stage.shape != shape for stage in stages):
+        described = ", ".join(f"{s.card.name} {s.shape.n_layers}x{s.shape.d_model}" for s in stages)
+        raise CardError(f"stages of one family need the same layers and width: {described}")
+
+    from ptmech_builder.extract import TOLERANCES, wanted_layers
+
+    extraction = card.extraction
+    dtype = selection.dtype or extraction.dtype
+    layers = wanted_layers(extraction.sites, shape.n_layers)
+    _require_layers(card, shape)
+    tolerance = extraction.parity_tolerance or max(
+        TOLERANCES[dtype], TOLERANCES[extraction.compute_dtype]
+    )
+    tables = [
+        TableUnit(stage="", path="tables/statements.parquet", frame=pl.concat(rows.values())),
+        *(
+            TableUnit(
+                stage="",
+                path=f"tables/tokens/{stage.card.name}.parquet",
+                frame=tokens_table(list(stage.prompts.values()), stage.tokenizer),
+            )
+            for stage in stages
+        ),
+    ]
+    forward: list[Unit] = []
+    for stage in stages:
+        for prompts in stage.prompts.values():
+            forward += _activation_units(card, stage, prompts, layers, dtype, tolerance)
+        if card.weights is not None:
+            forward.append(
+                WeightsUnit(
+                    stage=stage.card.name,
+                    identity=stage.identity.digest,
+                    compute_dtype=card.extraction.compute_dtype,
+                    null_space_k=card.weights.null_space_k,
+                )
+            )
+    comparing, left_out = _comparing_units(card_file, selection, stages, rows, forward)
+    return Plan(
+        card=card,
+        card_sha256=card_file.sha256,
+        device=_device(selection.device),
+        dtype=dtype,
+        stages=stages,
+        datasets=tuple(dataset_cards),
+        layers=layers,
+        tolerance=tolerance,
+        units=(*tables, *forward, *comparing),
+        left_out=left_out,
+    )
+
+
+def _require_layers(card: Card, shape: ModelShape) -> None:
+    """Check what only the model's shape tells, before anything runs."""
+    asked = {
+        "truth.layer": card.truth.layer if card.truth else 0,
+        "refusal.layer": card.refusal.layer if card.refusal else 0,
+    }
+    for key, layer in asked.items():
+        if layer >= shape.n_layers:
+            raise CardError(f"{key} = {layer}, but the models have layers 0..{shape.n_layers - 1}")
+    if card.weights is not None and card.weights.null_space_k >= shape.d_model:
+        raise CardError(
+            f"weights.null_space_k = {card.weights.null_space_k} must be below the models' width, "
+            f"{shape.d_model}"
+        )
+
+
+def _selected(
+    kind: str, cards: Sequence[StageCard] | Sequence[DatasetCard], names: Sequence[str] | None
+) -> list:
+    there = {card.name: card for card in cards}
+    if names is not None and not names:
+        raise DataError(f"no {kind} is named; choose from: {', '.join(there)}")
+    for name in names or ():
+        if name not in there:
+            raise unknown(kind, name, there)
+    return [card for card in cards if names is None or card.name in names]
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"device {wanted!r} cannot be used: {reason}") from error
+    return wanted
+
+
+def _plan_stage(
+    card_file: CardFile,
+    stage: StageCard,
+    datasets: Sequence[DatasetCard],
+    rows: Mapping[str, pl.DataFrame],
+) -> StagePlan:
+    adapter = card_file.adapter(stage)
+    source = card_file.model(stage)
+    tokenizer = load_tokenizer(source)
+    return StagePlan(
+        card=stage,
+        source=source,
+        identity=model_identity(source, adapter),
+        adapter=adapter,
+        shape=load_shape(source),
+        tokenizer=tokenizer,
+        tokenizer_sha256=tokenizer_digest(tokenizer),
+        prompts={d.name: make_prompts(rows[d.name], d, stage, tokenizer) for d in datasets},
+    )
+
+
+def _activation_units(
+    card: Card,
+    stage: StagePlan,
+    prompts: Prompts,
+    layers: Mapping[str, tuple[int, ...]],
+    dtype: StoredDtype,
+    tolerance: float,
+) -> list[ActivationUnit]:
+    extraction = card.extraction
+    step = extraction.rows_per_block
+    every = np.arange(prompts.uids.size)
+    starts = range(0, every.size, step)
+    return [
+        ActivationUnit(
+            stage=stage.card.name,
+            identity=stage.identity.digest,
+            prompts=prompts.take(every[first : first + step]),
+            block=block,
+            n_blocks=len(starts),
+            first_row=first,
+            layers=layers,
+            d_model=stage.shape.d_model,
+            compute_dtype=extraction.compute_dtype,
+            dtype=dtype,
+            parity_rows=extraction.parity_rows,
+            tolerance=tolerance,
+        )
+        for block, first in enumerate(starts)
+    ]
+
+
+def _comparing_units(
+    card_file: CardFile,
+    selection: Selection,
+    stages: Sequence[StagePlan],
+    rows: Mapping[str, pl.DataFrame],
+    forward: Sequence[Unit],
+) -> tuple[list[Unit], str]:
+    """Return the trace and score units, or why there are none."""
+    card = card_file.card
+    if not card.traces and card.refusal is None:
+        return [], ""
+    needed = {trace.dataset for trace in card.traces}
+    if card.refusal is not None:
+        needed |= {card.refusal.harmful, card.refusal.harmless}
+    whole = selection.limit is None and len(stages) == len(card.stages) and needed <= set(rows)
+    if not whole:
+        return [], "traces and scores need every stage, every row and their datasets"
+    for trace in card.traces:
+        _require_completions(trace, rows[trace.dataset])
+        if len({stage.prompts[trace.dataset].digest for stage in stages}) > 1:
+            raise CardError(
+                f"traces of {trace.dataset!r} patch one stage's tokens into another's, but the "
+                "stages' tokenizers split its statements differently"
+            )
+    identities = {stage.card.name: stage.identity.digest for stage in stages}
+    units: list[Unit] = [
+        TraceUnit(
+            stage=target.card.name,
+            source=source.card.name,
+            settings=trace,
+            identities=identities,
+            compute_dtype=card.extraction.compute_dtype,
+            tokenizers={stage.card.name: stage.tokenizer_sha256 for stage in stages},
+            rows=rows[trace.dataset],
+        )
+        for trace in card.traces
+        for target in stages
+        for source in stages
+    ]
+    if card.refusal is not None:
+        units += _score_units(card_file, stages, rows, forward)
+    return units, ""
+
+
+def _require_completions(trace: TraceCard, rows: pl.DataFrame) -> None:
+    """Check that statements can be cut off before their object, before any model runs."""
+    from ptmech_builder.trace_pairs import completion_prompts
+
+    try:
+        completion_prompts(rows, examples=trace.examples)
+    except DataError as error:
+        raise DataError(f"traces of {trace.dataset!r}: {error}") from error
+
+
+def _score_units(
+    card_file: CardFile,
+    stages: Sequence[StagePlan],
+    rows: Mapping[str, pl.DataFrame],
+    forward: Sequence[Unit],
+) -> list[ScoresUnit]:
+    settings = card_file.card.refusal
+    if settings is None:
+        return []
+    kinds = (settings.harmful, settings.harmless)
+    for kind in kinds:
+        lacking = {"train", "test"} - set(rows[kind]["split"])
+        if lacking:
+            raise DataError(f"refusal scores need rows of split {min(lacking)!r} in {kind!r}")
+    direction_keys = {
+        unit.name: unit.key
+        for unit in forward
+        if isinstance(unit, ActivationUnit) and unit.prompts.dataset in kinds
+    }
+    tested = {
+        kind: (rows[kind]["split"] == "test").fill_null(value=False).arg_true().to_numpy()
+        for kind in kinds
+    }
+    plain_text = read_texts(card_file, settings.plain_text)
+    return [
+        ScoresUnit(
+            stage=stage.card.name,
+            settings=settings,
+            direction_keys=direction_keys,
+            identity=stage.identity.digest,
+            compute_dtype=card_file.card.extraction.compute_dtype,
+            tokenizer=stage.tokenizer_sha256,
+            prompts={
+                kind: stage.prompts[kind].take(tested[kind][: settings.scored_prompts])
+                for kind in kinds
+            },
+            training={
+                kind: (rows[kind]["split"] == "train").fill_null(value=False).to_numpy()
+                for kind in kinds
+            },
+            plain_text=plain_text,
+        )
+        for stage in stages
+    ]

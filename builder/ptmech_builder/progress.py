@@ -1,0 +1,48 @@
+"""What a person sees while a build runs: bars on what takes long, one line a finished unit."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Writes to standard error, so that standard output stays free for results.
+
+    Parameters
+    ----------
+    quiet
+        Whether to show nothing at all.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def line(self, text: str) -> None:
+        """Write a line, above any bar."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    def bar(self, total: int, what: str, unit: str = "token") -> tqdm:
+        """Return a bar with rate and remaining time; it shows itself after two seconds.
+
+        Parameters
+        ----------
+        total
+            Steps to come.
+        what
+            Shown before the bar.
+        unit
+            What a step is.
+        """
+        return tqdm(
+            total=total,
+            desc=what,
+            unit=f" {unit}s",
+            unit_scale=True,
+            delay=2,
+            leave=False,
+            disable=self.quiet,
+            file=sys.stderr,
+        )

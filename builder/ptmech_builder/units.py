@@ -1,0 +1,300 @@
+"""Units of work: what a build consists of, each done whole or not at all.
+
+A unit knows its files before it runs and carries a key: the sha256 over everything that decides
+their content. Same key, never redone; other key, never reused.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import polars as pl
+from typing_extensions import override
+
+from ptmech.manifest import StoredDtype, canonical_json
+from ptmech_builder.prompts import Prompts
+from ptmech_builder.writer import Receipt, digest, tensor_bytes
+
+if TYPE_CHECKING:
+    from ptmech_builder.workbench import Workbench
+
+Kind = Literal["table", "activations", "weights", "trace", "scores"]
+
+SEMANTICS: Mapping[Kind, int] = {
+    "table": 1,
+    "activations": 1,
+    "weights": 1,
+    "trace": 1,
+    "scores": 1,
+}
+"""Raised whenever the code of a kind of unit changes what it computes."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file a unit made; `site`, `layer` and `block` only for activations."""
+
+    path: str
+    data: bytes
+    site: str = ""
+    layer: int = 0
+
+
+@dataclass
+class Made:
+    """What running a unit yields: its files, one at a time, and what is worth remembering."""
+
+    files: Iterator[Output]
+    facts: dict[str, Any]
+    parity: float = 0.0
+    rows: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit(ABC):
+    """A piece of work that is done whole or not at all."""
+
+    stage: str
+    """The stage whose model does the work; empty if none does."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """What sort of unit it is."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Unique within a build; letters, digits, dots, dashes and underscores."""
+
+    @abstractmethod
+    def recipe(self) -> Mapping[str, Any]:
+        """Everything that decides the content of its files, as plain values."""
+
+    @abstractmethod
+    def make(self, bench: Workbench) -> Made:
+        """Do the work."""
+
+    def accepts(self, receipt: Receipt) -> bool:  # noqa: ARG002 - for units that ask for more
+        """Tell whether finished work under the same key is good enough."""
+        return True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through a model, as far as they can be told beforehand."""
+        return 0
+
+    @property
+    def expected_files(self) -> int:
+        """Number of files."""
+        return 1
+
+    @property
+    def expected_bytes(self) -> int:
+        """Bytes of the files, as far as they can be told beforehand."""
+        return 0
+
+    @cached_property
+    def key(self) -> str:
+        """The sha256 over the recipe."""
+        recipe = {"kind": self.kind, "semantics": SEMANTICS[self.kind], **self.recipe()}
+        return digest(canonical_json(recipe))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableUnit(Unit):
+    """A Parquet table of the artifact."""
+
+    path: str
+    frame: pl.DataFrame
+
+    @property
+    @override
+    def kind(self) -> Kind:
+        return "table"
+
+    @property
+    @override
+    def name(self) -> str:
+        return self.path.removesuffix(".parquet").replace("/", ".")
+
+    @override
+    def recipe(self) -> Mapping[str, Any]:
+        return {"path": self.path, "sha256": digest(self._bytes)}
+
+    @property
+    @override
+    def expected_bytes(self) -> int:
+        return len(self._bytes)
+
+    @override
+    def make(self, bench: Workbench) -> Made:
+        return Made(iter([Output(self.path, self._bytes)]), {})
+
+    @cached_property
+    def _bytes(self) -> bytes:
+        return parquet_bytes(self.frame)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationUnit(Unit):
+    """A block of rows of one dataset through one stage: one pass, all sites and layers."""
+
+    identity: str
+    """Digest of weights and adapter."""
+    prompts: Prompts
+    """The rows of this block."""
+    block: int
+    n_blocks: int
+    first_row: int
+    layers: Mapping[str, tuple[int, ...]]
+    d_model: int
+    compute_dtype: StoredDtype
+    dtype: StoredDtype
+    parity_rows: int
+    tolerance: float
+
+    @property
+    @override
+    def kind(self) -> Kind:
+        return "activations"
+
+    @property
+    @override
+    def name(self) -> str:
+        return f"acts.{self.stage}.{self.prompts.dataset}.{self.block:05d}"
+
+    @override
+    def recipe(self) -> Mapping[str, Any]:
+        return {
+            "weights": self.identity,
+            "prompts": self.prompts.digest,
+            "rendered": digest("".join(self.prompts.rendered_sha256).encode()),
+            "layers": {site: list(layers) for site, layers in self.layers.items()},
+            "block": [self.block, self.n_blocks],
+            "compute_dtype": self.compute_dtype,
+            "dtype": self.dtype,
+        }
+
+    @override
+    def accepts(self, receipt: Receipt) -> bool:
+        block = receipt.activation
+        checked = int(receipt.facts.get("parity_rows", 0))
+        wanted = min(self.parity_rows, self.prompts.uids.size)
+        return block is not None and block.parity <= self.tolerance and checked >= wanted
+
+    @property
+    @override
+    def tokens(self) -> int:
+        return self.prompts.tokens
+
+    @property
+    @override
+    def expected_files(self) -> int:
+        return sum(len(layers) for layers in self.layers.values())
+
+    @property
+    @override
+    def expected_bytes(self) -> int:
+        width = 2 if self.dtype != "float32" else 4
+        rows, positions = self.prompts.indices.shape
+        return self.expected_files * rows * (positions * self.d_model * width + 8)
+
+    @override
+    def make(self, bench: Workbench) -> Made:
+        from ptmech_builder.extract import check_parity, extract
+
+        sites = bench.sites(self.stage)
+        wanted = [(site, layer) for site, layers in self.layers.items() for layer in layers]
+        with bench.progress.bar(self.tokens, f"{self.stage} {self.prompts.dataset}") as bar:
+            found = extract(
+                sites,
+                self.prompts,
+                wanted,
+                dtype=self.dtype,
+                tokens_per_batch=bench.tokens_per_batch,
+                advance=bar.update,
+            )
+        bench.check_sites(self.stage, self.prompts.token_ids[0], self.tolerance)
+        parity = check_parity(
+            sites, self.prompts, found, n_rows=self.parity_rows, tolerance=self.tolerance
+        )
+        files = (
+            Output(self._path(site, layer), self._bytes(site, layer, values), site, layer)
+            for (site, layer), values in found.items()
+        )
+        return Made(files, bench.stage_facts(self.stage), parity.worst, parity.rows)
+
+    def _path(self, site: str, layer: int) -> str:
+        several = f".{self.block:05d}-of-{self.n_blocks:05d}" if self.n_blocks > 1 else ""
+        folder = f"acts/{self.stage}/{self.prompts.dataset}/{site}"
+        return f"{folder}/L{layer:02d}{several}.safetensors"
+
+    def _bytes(self, site: str, layer: int, values: np.ndarray) -> bytes:
+        about = {
+            "stage": self.stage,
+            "dataset": self.prompts.dataset,
+            "site": site,
+            "layer": layer,
+            "positions": list(self.prompts.positions),
+        }
+        uids = self.prompts.uids.astype(np.uint64)
+        return tensor_bytes({"activations": values, "row_uid": uids}, about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsUnit(Unit):
+    """Statistics of one stage's unembedding and last MLP."""
+
+    identity: str
+    compute_dtype: StoredDtype
+    null_space_k: int
+
+    @property
+    @override
+    def kind(self) -> Kind:
+        return "weights"
+
+    @property
+    @override
+    def name(self) -> str:
+        return f"weights.{self.stage}"
+
+    @override
+    def recipe(self) -> Mapping[str, Any]:
+        return {
+            "weights": self.identity,
+            "compute_dtype": self.compute_dtype,
+            "null_space_k": self.null_space_k,
+        }
+
+    @property
+    @override
+    def expected_files(self) -> int:
+        return 2
+
+    @override
+    def make(self, bench: Workbench) -> Made:
+        from ptmech_builder.weights import weight_statistics
+
+        neurons, unembedding = weight_statistics(bench.sites(self.stage), self.null_space_k)
+        about = {"convention": "folded_centered", "null_space_k": self.null_space_k}
+        folder = f"weights/{self.stage}"
+        files = [
+            Output(f"{folder}/neurons.parquet", parquet_bytes(neurons)),
+            Output(f"{folder}/unembedding.safetensors", tensor_bytes(unembedding, about)),
+        ]
+        return Made(iter(files), bench.stage_facts(self.stage))
+
+
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """Serialise a table, the same bytes for the same content."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", statistics=True)
+    return buffer.getvalue()

@@ -1,0 +1,841 @@
+"""Whole builds: the same bytes every time, nothing twice, nothing stale, nothing half there."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tests.tiny import (
+    D_MODEL,
+    N_LAYERS,
+    Built,
+    Family,
+    Recipe,
+    build,
+    capitals,
+    colours,
+    digests,
+    plan_of,
+    save_adapter,
+    save_model,
+    tiny_build,
+    tiny_family,
+    write_card,
+    write_dataset,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import ptmech_builder.build
+from ptmech import load
+from ptmech.errors import (
+    ArtifactNotFoundError,
+    CardError,
+    DataError,
+    ParityError,
+    UnknownNameError,
+)
+from ptmech_builder.build import BuildReport
+from ptmech_builder.gguf_cache import quiet_transformers
+from ptmech_builder.plan import Plan
+from ptmech_builder.units import ActivationUnit, Unit
+from ptmech_builder.writer import Writer
+
+DATASETS = ("capitals", "colours", "harmful", "harmless")
+STAGES = ("base", "tuned")
+ROWS = {"capitals": 12, "colours": 10, "harmful": 12, "harmless": 12}
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return tiny_family(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return tiny_build(tmp_path_factory)
+
+
+@pytest.fixture
+def recipe(family: Family, tmp_path: Path) -> Recipe:
+    """A card of this test's own, with its datasets beside it in ``tmp_path/card``."""
+    return family.recipe(tmp_path / "card")
+
+
+def small(recipe: Recipe) -> Recipe:
+    """One dataset, no scores: a build of a blink."""
+    recipe = {**recipe, "datasets": recipe["datasets"][:1], "truth": {"layer": 1}}
+    del recipe["refusal"]
+    return recipe
+
+
+def card_in(tmp_path: Path, recipe: Recipe, name: str = "card") -> Path:
+    return write_card(tmp_path / "card", recipe, name)
+
+
+def stand(root: Path) -> dict[str, tuple[int, int]]:
+    """Modification time and inode of every file, the work folder included."""
+    return {
+        path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    return {unit.name: unit.key for unit in plan.units}
+
+
+# Oracles ---------------------------------------------------------------------------------------
+
+
+def merged_state(family: Family) -> dict[str, torch.Tensor]:
+    """The later stage's weights: W + (alpha / rank) B A, written out."""
+    from safetensors.torch import load_file
+
+    state = load_file(family.model / "model.safetensors")
+    adapter = load_file(family.adapter / "adapter_model.safetensors")
+    settings = json.loads((family.adapter / "adapter_config.json").read_text())
+    for name, low in adapter.items():
+        if ".lora_A." not in name:
+            continue
+        module = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+        high = adapter[name.replace("lora_A", "lora_B")]
+        state[module] = state[module] + settings["lora_alpha"] / settings["r"] * (high @ low)
+    return state
+
+
+@pytest.fixture(scope="session")
+def oracle(family: Family) -> Callable[[str, str, str, int], dict[tuple[str, int], np.ndarray]]:
+    """Activations of one row from one plain forward: (stage, kind, text, position)."""
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(family.model)
+        models = {stage: AutoModelForCausalLM.from_pretrained(family.model) for stage in STAGES}
+    models["tuned"].load_state_dict(merged_state(family), strict=False)
+
+    def activations(
+        stage: str, kind: str, text: str, position: int
+    ) -> dict[tuple[str, int], np.ndarray]:
+        if kind == "statements":
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        else:
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+            )["input_ids"]
+        kept: dict[tuple[str, int], np.ndarray] = {}
+        handles = []
+        for layer, block in enumerate(models[stage].model.layers):
+
+            def keep(_m: Any, args: Any, output: Any, key: tuple[str, int]) -> None:
+                kept[key] = output[0, position].detach().numpy().copy()
+
+            def keep_input(_m: Any, args: Any, key: tuple[str, int]) -> None:
+                kept[key] = args[0][0, position].detach().numpy().copy()
+
+            handles += [
+                block.register_forward_hook(
+                    lambda m, a, o, layer=layer: keep(m, a, o, ("resid_post", layer))
+                ),
+                block.mlp.register_forward_hook(
+                    lambda m, a, o, layer=layer: keep(m, a, o, ("mlp_out", layer))
+                ),
+                block.register_forward_pre_hook(
+                    lambda m, a, layer=layer: keep_input(m, a, ("resid_pre", layer))
+                ),
+            ]
+        with torch.no_grad():
+            models[stage](ids, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return kept
+
+    return activations
+
+
+def assert_rows_equal(root: Path, oracle: Any, *, positions: tuple[int, ...]) -> None:
+    """Compare every stored number of a dataset and stage with a plain forward."""
+    artifact = load(root)
+    for stage in artifact.stages:
+        for dataset in artifact.manifest.datasets:
+            rows = artifact.statements(dataset.name)
+            for position in positions if dataset.kind == "instructions" else (-1,):
+                expected = [oracle(stage, dataset.kind, text, position) for text in rows["text"]]
+                for site in ("resid_pre", "resid_post", "mlp_out"):
+                    for layer in artifact.layers(site):
+                        found = artifact.activations(
+                            dataset.name, stage, site=site, layer=layer, position=position
+                        )
+                        plain = np.stack([row[site, layer] for row in expected])
+                        np.testing.assert_allclose(
+                            found, plain, rtol=0, atol=1e-5 * np.abs(plain).max()
+                        )
+
+
+# The artifact ----------------------------------------------------------------------------------
+
+
+def test_every_number_equals_a_plain_forward(built: Built, oracle: Any) -> None:
+    assert_rows_equal(built.root, oracle, positions=(-3, -1))
+
+
+def test_the_manifest_accounts_for_every_file(built: Built) -> None:
+    there = digests(built.root)
+    manifest = json.loads((built.root / "manifest.json").read_text())
+    listed = {entry["path"]: entry for entry in [*manifest["parts"], *manifest["extras"]]}
+    for part in manifest["parts"]:
+        files = json.loads((built.root / part["path"]).read_text())["files"]
+        listed |= {entry["path"]: entry for entry in files}
+        assert part["data_bytes"] == sum(entry["bytes"] for entry in files)
+    assert {*listed, "manifest.json"} == set(there)
+    for path, entry in listed.items():
+        assert entry["sha256"] == there[path]
+        assert entry["bytes"] == (built.root / path).stat().st_size
+    assert built.report.manifest.total_bytes == sum(entry["bytes"] for entry in listed.values())
+
+
+def test_the_manifest_tells_what_was_built(built: Built) -> None:
+    manifest = load(built.root).manifest
+    assert [stage.name for stage in manifest.stages] == list(STAGES)
+    for stage in manifest.stages:
+        assert (stage.n_layers, stage.d_model, stage.d_mlp) == (N_LAYERS, D_MODEL, 24)
+        assert stage.architecture == "llama"
+        assert stage.vocabulary == 260
+    base, tuned = manifest.stages
+    assert set(tuned.sha256) - set(base.sha256) == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    assert {d.name: d.rows for d in manifest.datasets} == ROWS
+    assert dict(manifest.sites) == {
+        "resid_pre": (0,),
+        "resid_post": (0, 1, 2),
+        "mlp_out": (0, 1, 2),
+    }
+    assert manifest.defaults.truth_layer == 1
+    assert manifest.defaults.refusal_position == -2
+    assert manifest.parity is not None
+    assert 0 < manifest.parity.worst <= 1e-5
+    assert manifest.parity.rows == 3 * len(STAGES) * len(DATASETS)
+
+
+def test_no_path_of_the_building_machine_is_given_away(
+    built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    here = str(tmp_path_factory.getbasetemp()).encode()
+    home = str(Path.home()).encode()
+    for path in built.root.rglob("*"):
+        if path.is_file() and ".build" not in path.parts:
+            data = path.read_bytes()
+            assert here not in data, path
+            assert len(home) < 3 or home not in data, path
+
+
+def test_the_tables_hold_every_row_once(built: Built) -> None:
+    statements = pl.read_parquet(built.root / "tables" / "statements.parquet")
+    assert statements.height == sum(ROWS.values())
+    assert statements["row_uid"].n_unique() == statements.height
+    given = [row["text"] for row in (*capitals(), *colours())]
+    assert statements["text"].to_list()[: len(given)] == given
+    for stage in STAGES:
+        tokens = pl.read_parquet(built.root / "tables" / "tokens" / f"{stage}.parquet")
+        assert tokens["row_uid"].equals(statements["row_uid"])
+        lengths = tokens["token_ids"].list.len()
+        for dataset, positions in (("capitals", [-1]), ("harmless", [-3, -2, -1])):
+            of_dataset = tokens["dataset"] == dataset
+            expected = [[n + p for p in positions] for n in lengths.filter(of_dataset)]
+            assert tokens["positions"].filter(of_dataset).to_list() == expected
+
+
+def test_scores_cover_every_condition(built: Built) -> None:
+    for stage, other in (STAGES, STAGES[::-1]):
+        scores = pl.read_parquet(built.root / "scores" / stage / "refusal.parquet")
+        found = set(scores.select("prompts", "intervention", "direction_stage").iter_rows())
+        assert found == {
+            ("harmful", "none", None),
+            ("harmless", "none", None),
+            *(("harmful", "ablate", of) for of in (stage, other, None)),
+            *(("harmless", "add", of) for of in (stage, other, None)),
+        }
+        assert set(scores["n"]) == {3}
+        completions = pl.read_parquet(built.root / "scores" / stage / "completions.parquet")
+        assert completions.height == 3 * scores.height
+        statements = pl.read_parquet(built.root / "tables" / "statements.parquet")
+        split = dict(statements.select("row_uid", "split").iter_rows())
+        assert {split[uid] for uid in completions["row_uid"]} == {"test"}
+
+
+def test_directions_are_mean_differences_of_training_rows_at_the_position(
+    recipe: Recipe, tmp_path: Path, oracle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other positions in either set: their places among the stored ones differ.
+    harmless = next(d for d in recipe["datasets"] if d["name"] == "harmless")
+    harmless["positions"] = [-1, -2]
+    given: dict[str, dict[str, np.ndarray]] = {}
+
+    import ptmech_builder.scores
+
+    whole = ptmech_builder.scores.refusal_scores
+
+    def noted(*args: Any, stage: str, directions: Any, **rest: Any) -> Any:
+        given[stage] = dict(directions)
+        return whole(*args, stage=stage, directions=directions, **rest)
+
+    monkeypatch.setattr(ptmech_builder.scores, "refusal_scores", noted)
+    root = tmp_path / "artifact"
+    build(card_in(tmp_path, recipe), root)
+    statements = load(root).statements()
+    for stage in STAGES:
+        mean = {
+            kind: np.mean(
+                [
+                    oracle(stage, "instructions", text, -2)["resid_pre", 2]
+                    for text in statements.filter(dataset=kind, split="train")["text"]
+                ],
+                axis=0,
+            )
+            for kind in ("harmful", "harmless")
+        }
+        expected = mean["harmful"] - mean["harmless"]
+        for scored in STAGES:
+            np.testing.assert_allclose(given[scored][stage], expected, atol=1e-4)
+
+
+def test_rows_of_two_stages_are_aligned(built: Built) -> None:
+    artifact = load(built.root)
+    for dataset in DATASETS:
+        earlier, later = artifact.pair("base", "tuned").activations(dataset, layer=0, position=-1)
+        assert earlier.shape == later.shape == (ROWS[dataset], D_MODEL)
+        # The adapter moves every row a little: each is nearest to itself, none is the same.
+        distances = np.linalg.norm(earlier[:, None] - later[None], axis=-1)
+        assert (distances.argmin(axis=1) == np.arange(ROWS[dataset])).mean() > 0.6
+        assert distances.diagonal().min() > 0
+
+
+# The same bytes --------------------------------------------------------------------------------
+
+
+def test_two_builds_are_equal_to_the_byte(built: Built, tmp_path: Path) -> None:
+    build(built.card, tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(built.root)
+
+
+def test_several_blocks_hold_the_same_rows(
+    built: Built, recipe: Recipe, tmp_path: Path, oracle: Any
+) -> None:
+    recipe["extraction"]["rows_per_block"] = 5
+    root = tmp_path / "artifact"
+    report = build(card_in(tmp_path, recipe), root)
+    assert (root / "acts/base/capitals/resid_post/L00.00002-of-00003.safetensors").is_file()
+    one, several = load(built.root), load(root)
+    for stage in STAGES:
+        for dataset in DATASETS:
+            blocks = [file.rows for file in several.part(dataset, stage).files if file.layer == 1]
+            assert sorted(set(blocks)) == ([2, 5] if ROWS[dataset] == 12 else [5])
+            for layer in range(N_LAYERS):
+                np.testing.assert_allclose(
+                    several.activations(dataset, stage, layer=layer),
+                    one.activations(dataset, stage, layer=layer),
+                    atol=1e-4,
+                )
+    assert_rows_equal(root, oracle, positions=(-2,))
+    assert build(card_in(tmp_path, recipe), root).reused == report.done
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("ptmech_builder.plan.load_model", refuse)
+
+
+@pytest.mark.usefixtures("no_models")
+def test_a_finished_build_is_left_alone(built: Built) -> None:
+    before = stand(built.root)
+    report = build(built.card, built.root)
+    assert (report.done, report.reused, report.tokens) == (0, built.report.done, 0)
+    assert stand(built.root) == before
+    assert report.manifest == built.report.manifest
+
+
+def test_a_lost_file_is_made_again_and_nothing_else(recipe: Recipe, tmp_path: Path) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    build(card, root)
+    whole, before = digests(root), stand(root)
+    (root / "acts/tuned/capitals/mlp_out/L01.safetensors").unlink()
+    assert build(card, root).done == 1
+    assert digests(root) == whole
+    after = stand(root)
+    touched = {path for path in after if after[path] != before[path]}
+    assert not [path for path in touched if path.startswith(("acts/base", "tables"))]
+
+
+# Killed builds ---------------------------------------------------------------------------------
+
+
+class KilledError(BaseException):
+    """A build's process ends here."""
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the units that builds begin and finish, in order."""
+    names: list[str] = []
+    whole = ptmech_builder.build._finish  # pyright: ignore[reportPrivateUsage]
+
+    def noted(unit: Unit, *rest: Any) -> Any:
+        receipt = whole(unit, *rest)
+        names.append(unit.name)
+        return receipt
+
+    monkeypatch.setattr(ptmech_builder.build, "_finish", noted)
+    return names
+
+
+def killed_build(card: Path, root: Path, *, puts: int) -> None:
+    """Build until this many files are written, and die."""
+    whole = Writer.put
+    left = [puts]
+
+    def counted(self: Writer, path: str, data: bytes) -> Any:
+        if not left[0]:
+            raise KilledError
+        left[0] -= 1
+        return whole(self, path, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "put", counted)
+        with pytest.raises(KilledError):
+            build(card, root)
+
+
+# 3 tables, 7 files of each block, 2 of weights and scores, 8 parts, the manifest: 76 in all.
+@pytest.mark.parametrize("puts", [1, 12, 45, 64, 70, 75])
+def test_a_killed_build_resumes_where_it_was(
+    built: Built, recipe: Recipe, tmp_path: Path, made: list[str], puts: int
+) -> None:
+    root = tmp_path / "artifact"
+    killed_build(built.card, root, puts=puts)
+    finished = set(made)
+    assert not (root / "manifest.json").exists()
+    with pytest.raises(ArtifactNotFoundError, match="has not finished"):
+        load(root)
+    made.clear()
+    report = build(built.card, root)
+    assert finished.isdisjoint(made)
+    assert report.reused == len(finished)
+    assert report.done == len(made) == built.report.done - len(finished)
+    assert digests(root) == digests(built.root)
+    assert not list((root / ".build" / "tmp").iterdir())
+
+
+def test_a_rebuild_that_is_killed_leaves_no_manifest_and_no_stale_file(
+    recipe: Recipe, family: Family, tmp_path: Path
+) -> None:
+    before = small(recipe)
+    after = copy.deepcopy(before)
+    after["stages"][1]["adapter"] = str(save_adapter(tmp_path / "other", family.model, seed=9))
+    root = tmp_path / "artifact"
+    build(card_in(tmp_path, before), root)
+    whole = digests(root)
+    killed_build(card_in(tmp_path, after, "after"), root, puts=3)
+    assert not (root / "manifest.json").exists()
+    assert digests(root) != {k: v for k, v in whole.items() if k != "manifest.json"}
+    # The old card again: its files are partly the other adapter's, of the very same sizes.
+    build(card_in(tmp_path, before), root)
+    assert digests(root) == whole
+
+
+def test_an_error_in_a_unit_leaves_its_neighbours(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    whole = ActivationUnit.make
+
+    def failing(self: ActivationUnit, bench: Any) -> Any:
+        if self.stage == "tuned":
+            raise ParityError("made up")
+        return whole(self, bench)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ActivationUnit, "make", failing)
+        with pytest.raises(ParityError):
+            build(card, root)
+    assert not (root / "manifest.json").exists()
+    assert not (root / "acts" / "tuned").exists()
+    report = build(card, root)
+    # Activations and weights of the second stage; the tables and the first stage stand.
+    assert (report.done, report.reused) == (2, 5)
+
+
+def test_activations_that_deviate_are_never_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ptmech_builder.extract
+
+    whole = ptmech_builder.extract.extract
+
+    def perturbed(*args: Any, **kwargs: Any) -> Any:
+        found = whole(*args, **kwargs)
+        found["resid_post", 1][:] *= 1.01
+        return found
+
+    monkeypatch.setattr(ptmech_builder.extract, "extract", perturbed)
+    with pytest.raises(ParityError, match="resid_post layer 1"):
+        build(card_in(tmp_path, small(recipe)), tmp_path / "artifact")
+    assert not (tmp_path / "artifact" / "acts").exists()
+
+
+def test_a_site_that_is_not_what_its_name_says_is_never_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ptmech.live.sites
+
+    whole = ptmech.live.sites.architecture_of
+
+    def mistaken(model_type: str) -> Any:
+        return replace(whole(model_type), mlp_out="post_attention_layernorm")
+
+    # Batched and unbatched forwards agree on the wrong tensor: only the definition tells.
+    monkeypatch.setattr(ptmech.live.sites, "architecture_of", mistaken)
+    with pytest.raises(ParityError, match="sites of stage 'base'"):
+        build(card_in(tmp_path, small(recipe)), tmp_path / "artifact")
+    assert not (tmp_path / "artifact" / "acts").exists()
+
+
+# Narrowed builds -------------------------------------------------------------------------------
+
+
+def test_a_narrowed_build_holds_what_was_asked_for(built: Built, tmp_path: Path) -> None:
+    root = tmp_path / "artifact"
+    report = build(built.card, root, stages=("tuned",), datasets=("colours", "harmful"), limit=4)
+    artifact = load(root)
+    assert artifact.stages == ("tuned",)
+    assert artifact.datasets == ("colours", "harmful")
+    assert artifact.statements().height == 8
+    assert report.manifest.defaults.truth_datasets == ("colours",)
+    whole = load(built.root)
+    for dataset in artifact.datasets:
+        np.testing.assert_allclose(
+            artifact.activations(dataset, "tuned", layer=2),
+            whole.activations(dataset, "tuned", layer=2)[:4],
+            atol=1e-4,
+        )
+    # Growing it to the whole gives the bytes of a build that was never narrowed.
+    build(built.card, root)
+    assert digests(root) == digests(built.root)
+
+
+def test_narrowing_says_what_it_leaves_out(built: Built) -> None:
+    whole = plan_of(built.card)
+    assert whole.left_out == ""
+    assert {unit.kind for unit in whole.units} == {"table", "activations", "weights", "scores"}
+    for narrowed in (
+        plan_of(built.card, stages=("base",)),
+        plan_of(built.card, datasets=("capitals", "harmful")),
+        plan_of(built.card, limit=6),
+    ):
+        assert narrowed.left_out
+        assert "scores" not in {unit.kind for unit in narrowed.units}
+    without_statements = plan_of(built.card, datasets=("harmful", "harmless"))
+    assert without_statements.left_out == ""
+
+
+def test_a_narrower_element_type_rounds_the_same_numbers(built: Built, tmp_path: Path) -> None:
+    root = tmp_path / "artifact"
+    build(built.card, root, dtype="bfloat16", datasets=("colours",))
+    narrow = load(root)
+    assert narrow.manifest.dtype == "bfloat16"
+    stored = narrow.activations("colours", "tuned", layer=1, dtype=None)
+    assert stored.dtype == ml_dtypes.bfloat16
+    precise = load(built.root).activations("colours", "tuned", layer=1)
+    bits = precise.view(np.uint32).astype(np.uint64)
+    expected = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    np.testing.assert_array_equal(np.asarray(stored).view(np.uint16), expected)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"stages": ("tuend",)}, "unknown stage 'tuend'; did you mean 'tuned'?"),
+        ({"datasets": ("colors",)}, "unknown dataset 'colors'; did you mean 'colours'?"),
+    ],
+)
+def test_an_unknown_selection_is_refused(
+    built: Built, selection: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        plan_of(built.card, **selection)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("selection", [{"stages": ()}, {"datasets": ()}])
+def test_an_empty_selection_is_refused(built: Built, selection: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"no (stage|dataset) is named"):
+        plan_of(built.card, **selection)
+
+
+# Keys ------------------------------------------------------------------------------------------
+
+Change = Callable[[Recipe, Path], None]
+
+
+def set_extraction(**entries: Any) -> Change:
+    return lambda recipe, _folder: recipe["extraction"].update(entries)
+
+
+def rewrite(name: str, change: Callable[[list[dict[str, Any]]], None]) -> Change:
+    """Change the rows of a dataset, and its digest in the card."""
+
+    def apply(recipe: Recipe, folder: Path) -> None:
+        entry = next(entry for entry in recipe["datasets"] if entry["name"] == name)
+        rows = pl.read_csv(folder / f"{name}.csv").to_dicts()
+        change(rows)
+        entry.update(write_dataset(folder, name, rows))
+
+    return apply
+
+
+def other_adapter(recipe: Recipe, folder: Path) -> None:
+    model = Path(recipe["stages"][1]["model"]["path"])
+    recipe["stages"][1]["adapter"] = str(save_adapter(folder / "other", model, seed=5))
+
+
+def other_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """The same weights in a folder of the same name, and a tokenizer that decodes differently."""
+    model = save_model(folder / "model")
+    path = model / "tokenizer.json"
+    described = json.loads(path.read_text())
+    described["decoder"] = {"type": "Fuse"}
+    path.write_text(json.dumps(described))
+    recipe["stages"][1]["model"]["path"] = str(model)
+
+
+def set_entry(*steps: Any, value: Any) -> Change:
+    def apply(recipe: Recipe, folder: Path) -> None:
+        target: Any = recipe
+        for step in steps[:-1]:
+            target = target[step]
+        target[steps[-1]] = value
+
+    return apply
+
+
+def dataset_positions(recipe: Recipe, folder: Path) -> None:
+    recipe["datasets"][2]["positions"] = [-2, -1]
+
+
+ACTS_TUNED = {f"acts.tuned.{name}.00000" for name in DATASETS}
+ACTS_BASE = {f"acts.base.{name}.00000" for name in DATASETS}
+SCORES = {"scores.base", "scores.tuned"}
+TRACES = {f"traces.{a}-{b}.capitals" for a in STAGES for b in STAGES}
+WEIGHTS = {"weights.base", "weights.tuned"}
+STATEMENTS = {"tables.statements"}
+TOKENS = {"tables.tokens.base", "tables.tokens.tuned"}
+
+CHANGES: dict[str, tuple[Change, set[str]]] = {
+    "nothing": (lambda _recipe, _folder: None, set()),
+    "words only": (set_entry("title", value="Another title"), set()),
+    "adapter": (other_adapter, ACTS_TUNED | {"weights.tuned"} | SCORES | TRACES),
+    "text of a row": (
+        rewrite("colours", lambda rows: rows[0].update(text="Snow is snow-white.")),
+        {"acts.base.colours.00000", "acts.tuned.colours.00000"} | STATEMENTS | TOKENS,
+    ),
+    "id of a row": (
+        rewrite("colours", lambda rows: rows[0].update(source_id="snow")),
+        {"acts.base.colours.00000", "acts.tuned.colours.00000"} | STATEMENTS | TOKENS,
+    ),
+    "label of a row": (
+        rewrite("colours", lambda rows: rows[0].update(label=0)), STATEMENTS,
+    ),
+    "subject of a traced row": (
+        rewrite("capitals", lambda rows: rows[0].update(subject="city of Rome")),
+        STATEMENTS | TRACES,
+    ),
+    "a training row becomes one for validation": (
+        rewrite("harmful", lambda rows: rows[0].update(split="validation")), STATEMENTS | SCORES,
+    ),
+    "compute type": (
+        set_extraction(compute_dtype="bfloat16"),
+        ACTS_BASE | ACTS_TUNED | SCORES | TRACES | WEIGHTS,
+    ),
+    "stored type": (set_extraction(dtype="bfloat16"), ACTS_BASE | ACTS_TUNED | SCORES),
+    "sites": (
+        set_extraction(sites=["resid_pre", "resid_post"]), ACTS_BASE | ACTS_TUNED | SCORES,
+    ),
+    "positions": (
+        dataset_positions,
+        {"acts.base.harmful.00000", "acts.tuned.harmful.00000"} | SCORES | TOKENS,
+    ),
+    "layer of the direction": (set_entry("refusal", "layer", value=1), SCORES),
+    "position of the direction": (set_entry("refusal", "position", value=-1), SCORES),
+    "length of completions": (set_entry("refusal", "max_new_tokens", value=4), SCORES),
+    "null space": (set_entry("weights", "null_space_k", value=4), WEIGHTS),
+    "seed of the pairs": (set_entry("traces", 0, "seed", value=3), TRACES),
+    "template of a stage": (
+        set_entry("stages", 1, "template", value="User: {instruction}\nAssistant:"),
+        {"acts.tuned.harmful.00000", "acts.tuned.harmless.00000", "tables.tokens.tuned"} | SCORES,
+    ),
+    "decoder of a tokenizer": (
+        other_tokenizer,
+        {"scores.tuned", "traces.base-tuned.capitals", "traces.tuned-tuned.capitals"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_key_changes_when_and_only_when_its_content_may(
+    recipe: Recipe, tmp_path: Path, what: str
+) -> None:
+    change, expected = CHANGES[what]
+    recipe["traces"] = [{"dataset": "capitals", "pairs": 2, "seed": 0}]
+    before = keys(plan_of(card_in(tmp_path, recipe)))
+    assert set(before) == (STATEMENTS | TOKENS | ACTS_BASE | ACTS_TUNED | SCORES | TRACES | WEIGHTS)
+    change(recipe, tmp_path / "card")
+    after = keys(plan_of(card_in(tmp_path, recipe)))
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert changed == expected
+
+
+def test_plain_text_decides_scores(recipe: Recipe, tmp_path: Path) -> None:
+    before = keys(plan_of(card_in(tmp_path, recipe)))
+    (tmp_path / "card" / "plain.csv").write_text("text\nSomething else.\n")
+    after = keys(plan_of(card_in(tmp_path, recipe)))
+    assert {name for name in before if before[name] != after[name]} == SCORES
+
+
+def test_what_changed_is_done_again_and_nothing_else(
+    recipe: Recipe, tmp_path: Path, made: list[str]
+) -> None:
+    recipe = {**recipe, "datasets": recipe["datasets"][:2]}
+    del recipe["refusal"]
+    root = tmp_path / "artifact"
+    build(card_in(tmp_path, recipe), root)
+    change, _ = CHANGES["text of a row"]
+    made.clear()
+    change(recipe, tmp_path / "card")
+    changed = card_in(tmp_path, recipe)
+    build(changed, root)
+    assert sorted(made) == sorted(
+        {"acts.base.colours.00000", "acts.tuned.colours.00000"} | STATEMENTS | TOKENS
+    )
+    build(changed, tmp_path / "fresh")
+    assert digests(root) == digests(tmp_path / "fresh")
+
+
+def test_a_tighter_tolerance_is_not_met_by_an_old_receipt(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = small(recipe)
+    recipe["extraction"]["tokens_per_batch"] = 4096
+    root = tmp_path / "artifact"
+    report: BuildReport = build(card_in(tmp_path, recipe), root)
+    assert report.manifest.parity is not None
+    worst = report.manifest.parity.worst
+    assert worst > 0
+    recipe["extraction"]["parity_tolerance"] = worst / 2
+    with pytest.raises(ParityError):
+        build(card_in(tmp_path, recipe), root)
+
+
+# Plans -----------------------------------------------------------------------------------------
+
+
+def test_a_plan_promises_what_a_build_delivers(built: Built) -> None:
+    units = {unit.name: unit for unit in plan_of(built.card).units}
+    there = digests(built.root)
+    acts = [unit for unit in units.values() if unit.kind == "activations"]
+    tensors = [path for path in there if path.startswith("acts/")]
+    assert sum(unit.expected_files for unit in acts) == len(tensors)
+    expected = sum(unit.expected_bytes for unit in acts)
+    # Only the header of each file comes on top.
+    actual = sum((built.root / path).stat().st_size for path in tensors)
+    assert 0 < actual - expected < 512 * len(tensors)
+    tokens = pl.read_parquet(built.root / "tables" / "tokens" / "base.parquet")
+    assert sum(unit.tokens for unit in acts) == 2 * tokens["token_ids"].list.len().sum()
+    assert built.report.tokens == sum(unit.tokens for unit in acts)
+    parts_and_manifest = len(STAGES) * len(DATASETS) + 1
+    assert sum(unit.expected_files for unit in units.values()) == len(there) - parts_and_manifest
+
+
+def test_stages_of_other_shapes_are_no_family(recipe: Recipe, tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    other = save_model(tmp_path / "model")
+    config = LlamaConfig.from_pretrained(other)
+    config.num_hidden_layers = 2
+    config.save_pretrained(other)
+    recipe["stages"][1] = {"name": "tuned", "title": "Tuned", "model": {"path": str(other)}}
+    with pytest.raises(CardError, match="base 3x16, tuned 2x16"):
+        plan_of(card_in(tmp_path, recipe))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_entry("refusal", "layer", value=3), r"refusal\.layer = 3.* 0\.\.2"),
+        (set_entry("truth", "layer", value=7), r"truth\.layer = 7.* 0\.\.2"),
+        (set_entry("weights", "null_space_k", value=16), "null_space_k = 16"),
+        (set_entry("refusal", "position", value=-4), "-4"),
+        (set_entry("datasets", 3, "positions", value=[-1]), "harmless"),
+        (set_entry("refusal", "harmless", value="colours"), "colours"),
+        (set_entry("truth", "datasets", value=["harmful"]), "harmful"),
+        (set_entry("extraction", "sites", value=["resid_pre", "mlp_out"]), "resid_post"),
+        (
+            rewrite("harmless", lambda rows: [row.update(split="train") for row in rows]),
+            "'test' in 'harmless'",
+        ),
+        (set_entry("traces", value=[{"dataset": "harmful"}]), "harmful"),
+        (set_entry("traces", value=[{"dataset": "colours"}]), "subject"),
+    ],
+    ids=[
+        "refusal layer", "truth layer", "null space", "position of neither", "position of one",
+        "statements as instructions", "instructions as statements", "site not stored",
+        "no test rows", "tracing instructions", "tracing without subjects",
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_runs(
+    recipe: Recipe, tmp_path: Path, change: Change, message: str
+) -> None:
+    change(recipe, tmp_path / "card")
+    with pytest.raises((CardError, DataError), match=message) as caught:
+        plan_of(card_in(tmp_path, recipe))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"words\nHello.\n", b"text\n", b"text\nHello.\n\xff\n"],
+    ids=["empty", "no column", "no rows", "not UTF-8"],
+)
+def test_plain_text_that_is_none_is_refused_before_anything_runs(
+    recipe: Recipe, tmp_path: Path, data: bytes
+) -> None:
+    (tmp_path / "card" / "plain.csv").write_bytes(data)
+    with pytest.raises((CardError, DataError), match=r"plain\.csv|plain text") as caught:
+        plan_of(card_in(tmp_path, recipe))
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_text_may_look_like_numbers(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "card" / "plain.csv").write_bytes(b"text\n1234567\n7654321\n")
+    [scores, _] = [u for u in plan_of(card_in(tmp_path, recipe)).units if u.kind == "scores"]
+    assert scores.plain_text == ("1234567", "7654321")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_models_are_found_from_the_card_s_folder(
+    recipe: Recipe, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "card" / "weights").symlink_to(family.model)
+    recipe["stages"][0]["model"]["path"] = "weights"
+    monkeypatch.chdir(tmp_path)
+    assert len(plan_of(card_in(tmp_path, recipe)).stages) == 2

@@ -1,0 +1,233 @@
+"""The writer: all or nothing, receipts that can be trusted, the same bytes for the same content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+from ptmech.manifest import ActivationFile, ActivationUnit, Extra
+from ptmech_builder.units import parquet_bytes
+from ptmech_builder.writer import Receipt, Writer, tensor_bytes
+
+KEY, OTHER_KEY = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Writer:
+    return Writer(tmp_path / "artifact")
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def receipt_of(writer: Writer, *paths: str, key: str = KEY, unit: str = "unit") -> Receipt:
+    entries = [writer.put(path, path.encode()) for path in paths]
+    return Receipt(
+        unit=unit,
+        key=key,
+        files=tuple(Extra(**entry.model_dump(), kind="table", unit=key) for entry in entries),
+    )
+
+
+def test_a_file_is_put_whole(writer: Writer) -> None:
+    entry = writer.put("a/b/c.bin", b"content")
+    assert entry.path == "a/b/c.bin"
+    assert entry.bytes == 7
+    assert entry.sha256 == hashlib.sha256(b"content").hexdigest()
+    assert files_below(writer.root) == {"a/b/c.bin": b"content"}
+    writer.put("a/b/c.bin", b"")
+    assert files_below(writer.root) == {"a/b/c.bin": b""}
+
+
+@pytest.fixture(params=["write", "fsync", "replace", "interrupt"])
+def failing_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let one step of writing fail, as a full disk or an impatient user makes it."""
+
+    def fail(*_args: Any, **_kwargs: Any) -> Any:
+        if request.param == "interrupt":
+            raise KeyboardInterrupt
+        raise OSError(28, "No space left on device")
+
+    if request.param == "write":
+        whole = Path.open
+
+        def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            stream = whole(self, mode, *args, **kwargs)
+            if mode != "wb":
+                return stream
+            stream.write(b"the first half")
+            stream.flush()
+            stream.close()
+            return fail()
+
+        monkeypatch.setattr(Path, "open", opened)
+    elif request.param == "replace":
+        monkeypatch.setattr(Path, "replace", fail)
+        monkeypatch.setattr(os, "replace", fail)
+        monkeypatch.setattr(os, "rename", fail)
+        monkeypatch.setattr(os, "link", fail)
+    else:
+        monkeypatch.setattr(os, "fsync", fail)
+    return request.param
+
+
+def test_a_failure_leaves_neither_file_nor_temporary(writer: Writer, failing_disk: str) -> None:
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        writer.put("a/new.bin", b"content")
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        writer.finish(Receipt(unit="unit", key=KEY, files=()))
+    assert files_below(writer.root) == {}
+    assert writer.receipt("unit", KEY) is None
+
+
+@pytest.fixture
+def standing(writer: Writer) -> Iterator[Writer]:
+    writer.put("a/old.bin", b"old content")
+    yield writer
+    assert files_below(writer.root) == {"a/old.bin": b"old content"}
+
+
+def test_a_failure_leaves_the_old_file(standing: Writer, failing_disk: str) -> None:
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        standing.put("a/old.bin", b"new content")
+
+
+def test_everything_is_flushed_before_it_is_renamed(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        steps.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        fsync(descriptor)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    writer.put("x.bin", b"content")
+    assert steps == ["file", "rename", "folder"]
+
+
+def test_a_receipt_counts_under_its_own_key_only(writer: Writer) -> None:
+    receipt = receipt_of(writer, "a.bin", "b/c.bin")
+    assert writer.receipt("unit", KEY) is None
+    writer.finish(receipt)
+    assert writer.receipt("unit", KEY) == receipt
+    assert writer.receipt("unit", OTHER_KEY) is None
+    assert writer.receipt("other", KEY) is None
+    assert Writer(writer.root).receipt("unit", KEY) == receipt
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "longer", "a folder"])
+def test_a_receipt_counts_only_while_its_files_are_there(writer: Writer, damage: str) -> None:
+    writer.finish(receipt_of(writer, "a.bin", "b.bin"))
+    path = writer.root / "b.bin"
+    match damage:
+        case "gone":
+            path.unlink()
+        case "shorter":
+            path.write_bytes(b"b")
+        case "longer":
+            path.write_bytes(b"b.bin more")
+        case _:
+            path.unlink()
+            path.mkdir()
+    assert writer.receipt("unit", KEY) is None
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"unit": "unit"}', b"\xff\xfe", b"null"])
+def test_a_damaged_receipt_is_none(writer: Writer, raw: bytes) -> None:
+    writer.finish(receipt_of(writer, "a.bin"))
+    [path] = (writer.root / ".build").rglob("*.json")
+    path.write_bytes(raw)
+    assert writer.receipt("unit", KEY) is None
+
+
+def test_a_receipt_keeps_what_activations_need(writer: Writer) -> None:
+    entry = writer.put("acts/L00.safetensors", b"x")
+    receipt = Receipt(
+        unit="acts.base.things.00000",
+        key=KEY,
+        activation=ActivationUnit(key=KEY, block=0, first_row=0, rows=3, parity=1.5e-6),
+        files=(
+            ActivationFile(**entry.model_dump(), site="resid_post", layer=0, block=0, rows=3),
+            Extra(**entry.model_dump(), kind="weights", unit=KEY),
+        ),
+        facts={"n_layers": 4, "architecture": "llama"},
+    )
+    writer.finish(receipt)
+    found = writer.receipt(receipt.unit, KEY)
+    assert found == receipt
+    assert found is not None
+    assert [type(file) for file in found.files] == [ActivationFile, Extra]
+
+
+def test_only_the_work_folder_holds_what_is_not_the_artifact(writer: Writer) -> None:
+    writer.finish(receipt_of(writer, "a.bin"))
+    assert sorted(path.name for path in writer.root.iterdir()) == [".build", "a.bin"]
+
+
+# Bytes -----------------------------------------------------------------------------------------
+
+ABOUT = {"stage": "base", "site": "resid_post", "layer": 3, "positions": [-2, -1]}
+
+
+@given(
+    shape=st.tuples(st.integers(0, 4), st.integers(1, 3)),
+    dtype=st.sampled_from([np.float32, np.float16, np.uint64, np.float64, ml_dtypes.bfloat16]),
+    seed=st.integers(0, 9),
+)
+def test_the_safetensors_library_reads_the_tensors(
+    shape: tuple[int, int], dtype: Any, seed: int
+) -> None:
+    values = np.random.default_rng(seed).integers(0, 9999, shape).astype(dtype)
+    found = load(tensor_bytes({"x": values, "y": values.T}, ABOUT))
+    assert found["x"].shape == shape
+    assert str(found["x"].dtype) == f"torch.{values.dtype}"
+    assert found["x"].view(torch.uint8).numpy().tobytes() == values.tobytes()
+    assert found["y"].view(torch.uint8).numpy().tobytes() == values.T.tobytes()
+
+
+def test_the_same_tensors_give_the_same_bytes() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    uids = np.arange(3, dtype=np.uint64)
+    one = tensor_bytes({"activations": values, "row_uid": uids}, ABOUT)
+    two = tensor_bytes(
+        {"row_uid": uids.copy(), "activations": np.asfortranarray(values)},
+        dict(reversed(ABOUT.items())),
+    )
+    assert one == two
+    length = int.from_bytes(one[:8], "little")
+    header = json.loads(one[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["ptmech"]) == ABOUT
+    assert (8 + length) % 8 == 0
+
+
+def test_the_same_table_gives_the_same_bytes() -> None:
+    def table() -> pl.DataFrame:
+        return pl.DataFrame({"a": [1, None, 3], "b": ["x", "é", None], "c": [[1], [], [2, 3]]})
+
+    assert parquet_bytes(table()) == parquet_bytes(table().clone())
+    assert parquet_bytes(table()) == parquet_bytes(pl.concat([table()[:1], table()[1:]]))
