@@ -79,9 +79,7 @@ def run(plan: Plan, root: Path, progress: Progress) -> BuildReport:
     """
     started = perf_counter()
     writer = Writer(root)
-    bench = Workbench(
-        plan.loaders(), root, progress, tokens_per_batch=plan.card.extraction.tokens_per_batch
-    )
+    bench = Workbench(plan.loaders(), root, progress)
     for unit in plan.units:
         receipt = writer.receipt(unit.name, unit.key)
         if receipt is not None and unit.accepts(receipt):

@@ -265,6 +265,7 @@ def _activation_units(
             d_model=stage.shape.d_model,
             compute_dtype=extraction.compute_dtype,
             dtype=dtype,
+            tokens_per_batch=extraction.tokens_per_batch,
             parity_rows=extraction.parity_rows,
             tolerance=tolerance,
         )

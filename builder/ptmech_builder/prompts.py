@@ -111,6 +111,8 @@ def read_texts(card: CardFile, file: str) -> tuple[str, ...]:
         If the file is no CSV table, lacks the column or has empty cells in it.
     """
     texts = _read_table(card.path(file).read_bytes(), file, ("text",))["text"]
+    if texts.is_empty():
+        raise DataError(f"{file} has no rows")
     _require_filled(texts, file)
     return tuple(texts)
 

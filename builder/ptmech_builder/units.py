@@ -157,6 +157,8 @@ class ActivationUnit(Unit):
     d_model: int
     compute_dtype: StoredDtype
     dtype: StoredDtype
+    tokens_per_batch: int
+    """Padded tokens of one forward pass; who shares a batch decides the lowest bits."""
     parity_rows: int
     tolerance: float
 
@@ -180,6 +182,7 @@ class ActivationUnit(Unit):
             "block": [self.block, self.n_blocks],
             "compute_dtype": self.compute_dtype,
             "dtype": self.dtype,
+            "tokens_per_batch": self.tokens_per_batch,
         }
 
     @override
@@ -218,7 +221,7 @@ class ActivationUnit(Unit):
                 self.prompts,
                 wanted,
                 dtype=self.dtype,
-                tokens_per_batch=bench.tokens_per_batch,
+                tokens_per_batch=self.tokens_per_batch,
                 advance=bar.update,
             )
         bench.check_sites(self.stage, self.prompts.token_ids[0], self.tolerance)

@@ -32,8 +32,6 @@ class Workbench:
         Folder of the artifact, from which finished activations are read.
     progress
         Where bars and lines go.
-    tokens_per_batch
-        Padded tokens of one forward pass.
     models_held
         How many models may be in memory at once.
     """
@@ -44,12 +42,10 @@ class Workbench:
         root: Path,
         progress: Progress,
         *,
-        tokens_per_batch: int,
         models_held: int = 2,
     ) -> None:
         self.root = root
         self.progress = progress
-        self.tokens_per_batch = tokens_per_batch
         self.stages = tuple(loaders)
         self._loaders = loaders
         self._models: dict[str, LoadedModel] = {}

@@ -26,7 +26,6 @@ from tests.tiny import (
     digests,
     plan_of,
     save_adapter,
-    save_model,
     tiny_build,
     tiny_family,
     write_card,
@@ -38,14 +37,12 @@ import ptmech_builder.build
 from ptmech import load
 from ptmech.errors import (
     ArtifactNotFoundError,
-    CardError,
     DataError,
     ParityError,
     UnknownNameError,
 )
 from ptmech_builder.build import BuildReport
 from ptmech_builder.gguf_cache import quiet_transformers
-from ptmech_builder.plan import Plan
 from ptmech_builder.units import ActivationUnit, Unit
 from ptmech_builder.writer import Writer
 
@@ -88,10 +85,6 @@ def stand(root: Path) -> dict[str, tuple[int, int]]:
         for path in root.rglob("*")
         if path.is_file()
     }
-
-
-def keys(plan: Plan) -> dict[str, str]:
-    return {unit.name: unit.key for unit in plan.units}
 
 
 # Oracles ---------------------------------------------------------------------------------------
@@ -514,6 +507,46 @@ def test_a_site_that_is_not_what_its_name_says_is_never_written(
     assert not (tmp_path / "artifact" / "acts").exists()
 
 
+# Changed recipes -----------------------------------------------------------------------------
+
+
+def test_what_changed_is_done_again_and_nothing_else(
+    recipe: Recipe, tmp_path: Path, made: list[str]
+) -> None:
+    recipe = {**recipe, "datasets": recipe["datasets"][:2]}
+    del recipe["refusal"]
+    root = tmp_path / "artifact"
+    build(card_in(tmp_path, recipe), root)
+    made.clear()
+    rows = [dict(row) for row in colours()]
+    rows[0]["text"] = "Snow is snow-white."
+    recipe["datasets"][1].update(write_dataset(tmp_path / "card", "colours", rows))
+    changed = card_in(tmp_path, recipe)
+    build(changed, root)
+    assert sorted(made) == [
+        "acts.base.colours.00000",
+        "acts.tuned.colours.00000",
+        "tables.statements",
+        "tables.tokens.base",
+        "tables.tokens.tuned",
+    ]
+    build(changed, tmp_path / "fresh")
+    assert digests(root) == digests(tmp_path / "fresh")
+
+
+def test_a_tighter_tolerance_is_not_met_by_an_old_receipt(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = small(recipe)
+    recipe["extraction"]["tokens_per_batch"] = 4096
+    root = tmp_path / "artifact"
+    report: BuildReport = build(card_in(tmp_path, recipe), root)
+    assert report.manifest.parity is not None
+    worst = report.manifest.parity.worst
+    assert worst > 0
+    recipe["extraction"]["parity_tolerance"] = worst / 2
+    with pytest.raises(ParityError):
+        build(card_in(tmp_path, recipe), root)
+
+
 # Narrowed builds -------------------------------------------------------------------------------
 
 
@@ -586,170 +619,6 @@ def test_an_empty_selection_is_refused(built: Built, selection: dict[str, Any]) 
         plan_of(built.card, **selection)
 
 
-# Keys ------------------------------------------------------------------------------------------
-
-Change = Callable[[Recipe, Path], None]
-
-
-def set_extraction(**entries: Any) -> Change:
-    return lambda recipe, _folder: recipe["extraction"].update(entries)
-
-
-def rewrite(name: str, change: Callable[[list[dict[str, Any]]], None]) -> Change:
-    """Change the rows of a dataset, and its digest in the card."""
-
-    def apply(recipe: Recipe, folder: Path) -> None:
-        entry = next(entry for entry in recipe["datasets"] if entry["name"] == name)
-        rows = pl.read_csv(folder / f"{name}.csv").to_dicts()
-        change(rows)
-        entry.update(write_dataset(folder, name, rows))
-
-    return apply
-
-
-def other_adapter(recipe: Recipe, folder: Path) -> None:
-    model = Path(recipe["stages"][1]["model"]["path"])
-    recipe["stages"][1]["adapter"] = str(save_adapter(folder / "other", model, seed=5))
-
-
-def other_tokenizer(recipe: Recipe, folder: Path) -> None:
-    """The same weights in a folder of the same name, and a tokenizer that decodes differently."""
-    model = save_model(folder / "model")
-    path = model / "tokenizer.json"
-    described = json.loads(path.read_text())
-    described["decoder"] = {"type": "Fuse"}
-    path.write_text(json.dumps(described))
-    recipe["stages"][1]["model"]["path"] = str(model)
-
-
-def set_entry(*steps: Any, value: Any) -> Change:
-    def apply(recipe: Recipe, folder: Path) -> None:
-        target: Any = recipe
-        for step in steps[:-1]:
-            target = target[step]
-        target[steps[-1]] = value
-
-    return apply
-
-
-def dataset_positions(recipe: Recipe, folder: Path) -> None:
-    recipe["datasets"][2]["positions"] = [-2, -1]
-
-
-ACTS_TUNED = {f"acts.tuned.{name}.00000" for name in DATASETS}
-ACTS_BASE = {f"acts.base.{name}.00000" for name in DATASETS}
-SCORES = {"scores.base", "scores.tuned"}
-TRACES = {f"traces.{a}-{b}.capitals" for a in STAGES for b in STAGES}
-WEIGHTS = {"weights.base", "weights.tuned"}
-STATEMENTS = {"tables.statements"}
-TOKENS = {"tables.tokens.base", "tables.tokens.tuned"}
-
-CHANGES: dict[str, tuple[Change, set[str]]] = {
-    "nothing": (lambda _recipe, _folder: None, set()),
-    "words only": (set_entry("title", value="Another title"), set()),
-    "adapter": (other_adapter, ACTS_TUNED | {"weights.tuned"} | SCORES | TRACES),
-    "text of a row": (
-        rewrite("colours", lambda rows: rows[0].update(text="Snow is snow-white.")),
-        {"acts.base.colours.00000", "acts.tuned.colours.00000"} | STATEMENTS | TOKENS,
-    ),
-    "id of a row": (
-        rewrite("colours", lambda rows: rows[0].update(source_id="snow")),
-        {"acts.base.colours.00000", "acts.tuned.colours.00000"} | STATEMENTS | TOKENS,
-    ),
-    "label of a row": (
-        rewrite("colours", lambda rows: rows[0].update(label=0)), STATEMENTS,
-    ),
-    "subject of a traced row": (
-        rewrite("capitals", lambda rows: rows[0].update(subject="city of Rome")),
-        STATEMENTS | TRACES,
-    ),
-    "a training row becomes one for validation": (
-        rewrite("harmful", lambda rows: rows[0].update(split="validation")), STATEMENTS | SCORES,
-    ),
-    "compute type": (
-        set_extraction(compute_dtype="bfloat16"),
-        ACTS_BASE | ACTS_TUNED | SCORES | TRACES | WEIGHTS,
-    ),
-    "stored type": (set_extraction(dtype="bfloat16"), ACTS_BASE | ACTS_TUNED | SCORES),
-    "sites": (
-        set_extraction(sites=["resid_pre", "resid_post"]), ACTS_BASE | ACTS_TUNED | SCORES,
-    ),
-    "positions": (
-        dataset_positions,
-        {"acts.base.harmful.00000", "acts.tuned.harmful.00000"} | SCORES | TOKENS,
-    ),
-    "layer of the direction": (set_entry("refusal", "layer", value=1), SCORES),
-    "position of the direction": (set_entry("refusal", "position", value=-1), SCORES),
-    "length of completions": (set_entry("refusal", "max_new_tokens", value=4), SCORES),
-    "null space": (set_entry("weights", "null_space_k", value=4), WEIGHTS),
-    "seed of the pairs": (set_entry("traces", 0, "seed", value=3), TRACES),
-    "template of a stage": (
-        set_entry("stages", 1, "template", value="User: {instruction}\nAssistant:"),
-        {"acts.tuned.harmful.00000", "acts.tuned.harmless.00000", "tables.tokens.tuned"} | SCORES,
-    ),
-    "decoder of a tokenizer": (
-        other_tokenizer,
-        {"scores.tuned", "traces.base-tuned.capitals", "traces.tuned-tuned.capitals"},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_key_changes_when_and_only_when_its_content_may(
-    recipe: Recipe, tmp_path: Path, what: str
-) -> None:
-    change, expected = CHANGES[what]
-    recipe["traces"] = [{"dataset": "capitals", "pairs": 2, "seed": 0}]
-    before = keys(plan_of(card_in(tmp_path, recipe)))
-    assert set(before) == (STATEMENTS | TOKENS | ACTS_BASE | ACTS_TUNED | SCORES | TRACES | WEIGHTS)
-    change(recipe, tmp_path / "card")
-    after = keys(plan_of(card_in(tmp_path, recipe)))
-    changed = {name for name in before if before[name] != after.get(name)}
-    assert changed == expected
-
-
-def test_plain_text_decides_scores(recipe: Recipe, tmp_path: Path) -> None:
-    before = keys(plan_of(card_in(tmp_path, recipe)))
-    (tmp_path / "card" / "plain.csv").write_text("text\nSomething else.\n")
-    after = keys(plan_of(card_in(tmp_path, recipe)))
-    assert {name for name in before if before[name] != after[name]} == SCORES
-
-
-def test_what_changed_is_done_again_and_nothing_else(
-    recipe: Recipe, tmp_path: Path, made: list[str]
-) -> None:
-    recipe = {**recipe, "datasets": recipe["datasets"][:2]}
-    del recipe["refusal"]
-    root = tmp_path / "artifact"
-    build(card_in(tmp_path, recipe), root)
-    change, _ = CHANGES["text of a row"]
-    made.clear()
-    change(recipe, tmp_path / "card")
-    changed = card_in(tmp_path, recipe)
-    build(changed, root)
-    assert sorted(made) == sorted(
-        {"acts.base.colours.00000", "acts.tuned.colours.00000"} | STATEMENTS | TOKENS
-    )
-    build(changed, tmp_path / "fresh")
-    assert digests(root) == digests(tmp_path / "fresh")
-
-
-def test_a_tighter_tolerance_is_not_met_by_an_old_receipt(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = small(recipe)
-    recipe["extraction"]["tokens_per_batch"] = 4096
-    root = tmp_path / "artifact"
-    report: BuildReport = build(card_in(tmp_path, recipe), root)
-    assert report.manifest.parity is not None
-    worst = report.manifest.parity.worst
-    assert worst > 0
-    recipe["extraction"]["parity_tolerance"] = worst / 2
-    with pytest.raises(ParityError):
-        build(card_in(tmp_path, recipe), root)
-
-
-# Plans -----------------------------------------------------------------------------------------
-
-
 def test_a_plan_promises_what_a_build_delivers(built: Built) -> None:
     units = {unit.name: unit for unit in plan_of(built.card).units}
     there = digests(built.root)
@@ -765,77 +634,3 @@ def test_a_plan_promises_what_a_build_delivers(built: Built) -> None:
     assert built.report.tokens == sum(unit.tokens for unit in acts)
     parts_and_manifest = len(STAGES) * len(DATASETS) + 1
     assert sum(unit.expected_files for unit in units.values()) == len(there) - parts_and_manifest
-
-
-def test_stages_of_other_shapes_are_no_family(recipe: Recipe, tmp_path: Path) -> None:
-    from transformers import LlamaConfig
-
-    other = save_model(tmp_path / "model")
-    config = LlamaConfig.from_pretrained(other)
-    config.num_hidden_layers = 2
-    config.save_pretrained(other)
-    recipe["stages"][1] = {"name": "tuned", "title": "Tuned", "model": {"path": str(other)}}
-    with pytest.raises(CardError, match="base 3x16, tuned 2x16"):
-        plan_of(card_in(tmp_path, recipe))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (set_entry("refusal", "layer", value=3), r"refusal\.layer = 3.* 0\.\.2"),
-        (set_entry("truth", "layer", value=7), r"truth\.layer = 7.* 0\.\.2"),
-        (set_entry("weights", "null_space_k", value=16), "null_space_k = 16"),
-        (set_entry("refusal", "position", value=-4), "-4"),
-        (set_entry("datasets", 3, "positions", value=[-1]), "harmless"),
-        (set_entry("refusal", "harmless", value="colours"), "colours"),
-        (set_entry("truth", "datasets", value=["harmful"]), "harmful"),
-        (set_entry("extraction", "sites", value=["resid_pre", "mlp_out"]), "resid_post"),
-        (
-            rewrite("harmless", lambda rows: [row.update(split="train") for row in rows]),
-            "'test' in 'harmless'",
-        ),
-        (set_entry("traces", value=[{"dataset": "harmful"}]), "harmful"),
-        (set_entry("traces", value=[{"dataset": "colours"}]), "subject"),
-    ],
-    ids=[
-        "refusal layer", "truth layer", "null space", "position of neither", "position of one",
-        "statements as instructions", "instructions as statements", "site not stored",
-        "no test rows", "tracing instructions", "tracing without subjects",
-    ],
-)  # fmt: skip
-def test_what_cannot_work_is_refused_before_anything_runs(
-    recipe: Recipe, tmp_path: Path, change: Change, message: str
-) -> None:
-    change(recipe, tmp_path / "card")
-    with pytest.raises((CardError, DataError), match=message) as caught:
-        plan_of(card_in(tmp_path, recipe))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"words\nHello.\n", b"text\n", b"text\nHello.\n\xff\n"],
-    ids=["empty", "no column", "no rows", "not UTF-8"],
-)
-def test_plain_text_that_is_none_is_refused_before_anything_runs(
-    recipe: Recipe, tmp_path: Path, data: bytes
-) -> None:
-    (tmp_path / "card" / "plain.csv").write_bytes(data)
-    with pytest.raises((CardError, DataError), match=r"plain\.csv|plain text") as caught:
-        plan_of(card_in(tmp_path, recipe))
-    assert "\n" not in str(caught.value)
-
-
-def test_plain_text_may_look_like_numbers(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "card" / "plain.csv").write_bytes(b"text\n1234567\n7654321\n")
-    [scores, _] = [u for u in plan_of(card_in(tmp_path, recipe)).units if u.kind == "scores"]
-    assert scores.plain_text == ("1234567", "7654321")  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_models_are_found_from_the_card_s_folder(
-    recipe: Recipe, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "card" / "weights").symlink_to(family.model)
-    recipe["stages"][0]["model"]["path"] = "weights"
-    monkeypatch.chdir(tmp_path)
-    assert len(plan_of(card_in(tmp_path, recipe)).stages) == 2

@@ -1,0 +1,44 @@
+"""What the README shows works as written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.demo
+
+ROOT = Path(__file__).parents[2]
+
+
+def readme_example() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    return blocks[0]
+
+
+@pytest.mark.usefixtures("demo_path")
+def test_the_example_runs_where_torch_cannot_be_imported():
+    blocked = "import sys; sys.modules['torch'] = None\n" + readme_example()
+    done = subprocess.run(
+        [sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "transferred" in done.stdout
+
+
+@pytest.mark.usefixtures("demo_path")
+@pytest.mark.parametrize(
+    "command", ["info", "truth", "refusal", "knowledge", "confidence", "summary"]
+)
+def test_every_perspective_answers_where_torch_cannot_be_imported(command):
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
+        f"from ptmech.cli import main; sys.argv = ['ptmech', {command!r}, 'artifacts/demo']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
