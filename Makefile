@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## build the demo artifact and print what post-training changed
 	$(BIN)/ptmech build demo --out artifacts/demo
-	$(BIN)/python -m ptmech.demo artifacts/demo
+	$(BIN)/ptmech summary artifacts/demo
 
 build: $(READY) ## build the artifact of a card: make build MODEL=demo
 	$(BIN)/ptmech build $(MODEL) --out $(OUT)

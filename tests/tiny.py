@@ -30,7 +30,7 @@ from transformers import (
 
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.cards import read_card
-from ptmech_builder.gguf_cache import quiet_transformers
+from ptmech_builder.models.gguf import quiet_transformers
 from ptmech_builder.plan import Plan, Selection, make_plan
 from ptmech_builder.progress import Progress
 

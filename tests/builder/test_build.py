@@ -42,7 +42,7 @@ from ptmech.errors import (
     UnknownNameError,
 )
 from ptmech_builder.build import BuildReport
-from ptmech_builder.gguf_cache import quiet_transformers
+from ptmech_builder.models.gguf import quiet_transformers
 from ptmech_builder.units import ActivationUnit, Unit
 from ptmech_builder.writer import Writer
 

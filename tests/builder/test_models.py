@@ -25,7 +25,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ptmech.errors import ArtifactNotFoundError, IntegrityError, PrerequisiteError
-from ptmech_builder import gguf_cache
 from ptmech_builder.models import (
     FolderModel,
     HubModel,
@@ -36,6 +35,7 @@ from ptmech_builder.models import (
     load_tokenizer,
     model_identity,
 )
+from ptmech_builder.models import gguf as gguf_cache
 
 RANK, ALPHA = 2, 6
 ADAPTED = ("q_proj", "down_proj")

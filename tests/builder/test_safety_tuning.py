@@ -14,10 +14,11 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ptmech.errors import UnsupportedModelError
-from ptmech_builder import safety_tuning
+from ptmech.live import next_token_loss
+from ptmech.refusal import is_refusal
 from ptmech_builder.models import ADAPTER_FILES
-from ptmech_builder.safety_evaluation import is_refusal, plain_text_loss
-from ptmech_builder.safety_loop import (
+from ptmech_builder.safety_tuning import runs as safety_tuning
+from ptmech_builder.safety_tuning.loop import (
     Recipe,
     learning_rate_factor,
     save_adapter,
@@ -25,7 +26,7 @@ from ptmech_builder.safety_loop import (
     tune,
     with_adapter,
 )
-from ptmech_builder.safety_losses import (
+from ptmech_builder.safety_tuning.losses import (
     Conversation,
     collate,
     end_of_turn,
@@ -220,18 +221,13 @@ def test_plain_text_loss_is_the_mean_over_tokens_not_over_texts() -> None:
     model = tiny_model()
     texts = {"short": [3, 4, 5], "long": [6, 7, 8, 9, 10, 11, 12]}
 
-    def tokenizer(text: str, *, return_tensors: str) -> dict[str, torch.Tensor]:
-        assert return_tensors == "pt"
-        return {"input_ids": torch.tensor([texts[text]])}
-
-    found = plain_text_loss(model, tokenizer, list(texts))  # pyright: ignore[reportArgumentType]
+    found = next_token_loss(model, list(texts.values()))
     nll = []
     for ids in texts.values():
         scores = log_softmax(model(torch.tensor([ids])).logits[0].double().numpy())
         nll += [-scores[index, token] for index, token in enumerate(ids[1:])]
     assert len(nll) == 8
-    assert found["loss"] == pytest.approx(np.mean(nll), rel=1e-5)
-    assert found["perplexity"] == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
+    assert found == pytest.approx(np.mean(nll), rel=1e-5)
 
 
 def test_the_end_of_turn_must_be_one_token() -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.no_torch import WITHOUT_TORCH
 
 pytestmark = pytest.mark.demo
 
@@ -20,7 +21,7 @@ def readme_example() -> str:
 
 @pytest.mark.usefixtures("demo_path")
 def test_the_example_runs_where_torch_cannot_be_imported():
-    blocked = "import sys; sys.modules['torch'] = None\n" + readme_example()
+    blocked = WITHOUT_TORCH + readme_example()
     done = subprocess.run(
         [sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -34,11 +35,15 @@ def test_the_example_runs_where_torch_cannot_be_imported():
 )
 def test_every_perspective_answers_where_torch_cannot_be_imported(command):
     code = (
-        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        f"from ptmech.cli import main; sys.argv = ['ptmech', {command!r}, 'artifacts/demo']; main()"
+        f"import sys; sys.argv = ['ptmech', {command!r}, 'artifacts/demo']\n"
+        "from ptmech.cli import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_TORCH + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

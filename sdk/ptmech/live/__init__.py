@@ -12,7 +12,12 @@ if find_spec("torch") is None or find_spec("transformers") is None:
     )
 
 from ptmech.live.architectures import ARCHITECTURES, Architecture
-from ptmech.live.generation import greedy_completions, next_token_logits, next_token_loss
+from ptmech.live.generation import (
+    greedy_completions,
+    greedy_tokens,
+    next_token_logits,
+    next_token_loss,
+)
 from ptmech.live.interventions import ablate, add, intervene, patch
 from ptmech.live.sites import SITES, ModelSites, record, site_self_check
 
@@ -24,6 +29,7 @@ __all__ = [
     "ablate",
     "add",
     "greedy_completions",
+    "greedy_tokens",
     "intervene",
     "next_token_logits",
     "next_token_loss",

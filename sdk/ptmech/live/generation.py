@@ -48,22 +48,22 @@ def pad(rows: Sequence[TokenIds], *, side: Literal["left", "right"]) -> tuple[Te
 
 
 @torch.inference_mode()
-def greedy_completions(
+def greedy_tokens(
     model: nn.Module,
     tokenizer: Any,
     token_lists: Sequence[TokenIds],
     *,
     max_new_tokens: int,
     batch_size: int = 32,
-) -> list[str]:
-    """Complete prompts greedily.
+) -> list[list[int]]:
+    """Complete prompts greedily, as token ids.
 
     Parameters
     ----------
     model
         A transformers causal language model.
     tokenizer
-        Its tokenizer, to decode the new tokens and to know the token that ends a reply.
+        Its tokenizer, which knows the token that ends a reply.
     token_lists
         Prompts as token ids, special tokens included.
     max_new_tokens
@@ -73,9 +73,10 @@ def greedy_completions(
 
     Returns
     -------
-    list of str
-        The new text of each prompt, without special tokens. Sampling settings and penalties that
-        came with the model are ignored: the most likely token is taken every time.
+    list of list of int
+        The new tokens of each prompt, up to and including the one that ends the reply. Sampling
+        settings and penalties that came with the model are ignored: the most likely token is taken
+        every time.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def greedy_completions(
     """
     sites = ModelSites.of(model)
     ends = _end_tokens(model, tokenizer)
-    texts = [""] * len(token_lists)
+    replies: list[list[int]] = [[] for _ in token_lists]
     with _plain_generation(model, ends):
         for batch in _batches(token_lists, batch_size):
             input_ids, mask = pad([token_lists[row] for row in batch], side="left")
@@ -97,8 +98,43 @@ def greedy_completions(
             )
             for row, new in zip(batch, whole[:, input_ids.shape[1] :].tolist(), strict=True):
                 stop = next((at for at, token in enumerate(new) if token in ends), len(new))
-                texts[row] = tokenizer.decode(new[:stop], skip_special_tokens=True)
-    return texts
+                replies[row] = new[: stop + 1]
+    return replies
+
+
+def greedy_completions(
+    model: nn.Module,
+    tokenizer: Any,
+    token_lists: Sequence[TokenIds],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Complete prompts greedily, as text.
+
+    Parameters
+    ----------
+    model, tokenizer, token_lists, max_new_tokens, batch_size
+        As for :func:`greedy_tokens`.
+
+    Returns
+    -------
+    list of str
+        The new text of each prompt, without special tokens and without the token that ends it.
+
+    Raises
+    ------
+    DataError
+        A prompt without tokens.
+    """
+    replies = greedy_tokens(
+        model, tokenizer, token_lists, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    ends = _end_tokens(model, tokenizer)
+    return [
+        tokenizer.decode([token for token in reply if token not in ends], skip_special_tokens=True)
+        for reply in replies
+    ]
 
 
 @torch.inference_mode()

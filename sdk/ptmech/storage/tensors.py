@@ -58,7 +58,7 @@ def _layout(path: Path) -> tuple[int, dict[str, tuple[np.dtype[Any], tuple[int, 
         header_bytes = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
             raise ValueError("its header is longer than the file or than a header may be")
-        header = json.loads(stream.read(header_bytes), object_pairs_hook=_unique)
+        header = json.loads(stream.read(header_bytes).decode(), object_pairs_hook=_unique)
     start = 8 + header_bytes
     tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
     spans: list[tuple[int, int]] = [(0, 0)]

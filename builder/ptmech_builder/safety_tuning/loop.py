@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ptmech_builder.gguf_cache import quiet_transformers
 from ptmech_builder.models import ADAPTER_FILES
-from ptmech_builder.safety_losses import (
+from ptmech_builder.models.gguf import quiet_transformers
+from ptmech_builder.safety_tuning.losses import (
     Conversation,
     collate,
     mean_divergence,

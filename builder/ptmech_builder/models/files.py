@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ptmech.errors import ArtifactNotFoundError, IntegrityError, PrerequisiteError
-from ptmech_builder.gguf_cache import converted_folder, sha256_of
-from ptmech_builder.model_sources import (
+from ptmech_builder.models.gguf import converted_folder, sha256_of
+from ptmech_builder.models.sources import (
     FolderModel,
     Frozen,
     HubModel,

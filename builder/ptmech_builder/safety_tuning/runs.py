@@ -1,17 +1,11 @@
-"""Make the demo family's later stage: a small instruct model, post-trained to refuse.
-
-Run ``python -m ptmech_builder.safety_tuning --out DIR --seed 0 --seed 1``. Every run, a recipe with
-a seed, is trained and judged into a folder of its own below DIR; the best of all runs there, on the
-validation prompts, is copied to ``DIR/chosen`` together with the record of all of them. A run whose
-record is already there is not repeated. The prompts that judge are never trained on, and the test
-prompts never choose.
-"""
+"""Training runs: train and judge each, choose one, keep the record of all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import math
 import platform
 import shutil
 from dataclasses import asdict
@@ -26,11 +20,12 @@ import torch
 import typer
 
 from ptmech.errors import DataError
-from ptmech_builder.gguf_cache import sha256_of
+from ptmech.live import next_token_loss
 from ptmech_builder.models import ADAPTER_FILES, LoadedModel, PackagedModel, load_model
-from ptmech_builder.safety_evaluation import greedy_replies, plain_text_loss, refusal_counts
-from ptmech_builder.safety_loop import Losses, Recipe, save_adapter, tune, with_adapter
-from ptmech_builder.safety_losses import Conversation, conversation, end_of_turn
+from ptmech_builder.models.gguf import sha256_of
+from ptmech_builder.safety_tuning.evaluation import greedy_replies, refusal_counts
+from ptmech_builder.safety_tuning.loop import Losses, Recipe, save_adapter, tune, with_adapter
+from ptmech_builder.safety_tuning.losses import Conversation, conversation, end_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +38,7 @@ EARLIER = PackagedModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 EARLIER_NAME = "SmolLM2-135M-Instruct"
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 TRAINING = ("post_training/harmful.csv", "post_training/harmless.csv")
 JUDGING = {
     "harmful": "instructions/harmful.csv",
@@ -134,9 +129,9 @@ def judge(loaded: LoadedModel) -> dict[str, Any]:
         name: refusal_counts(loaded.model, loaded.tokenizer, prompts)
         for name, prompts in judging_prompts().items()
     }
-    texts = pl.read_csv(DATA / PLAIN_TEXT)["text"].to_list()
-    text = plain_text_loss(loaded.model, loaded.tokenizer, texts)
-    return {"refusals": refusals, "plain_text": text}
+    texts: Any = loaded.tokenizer(pl.read_csv(DATA / PLAIN_TEXT)["text"].to_list())
+    loss = next_token_loss(loaded.model, texts["input_ids"])
+    return {"refusals": refusals, "plain_text": {"loss": loss, "perplexity": math.exp(loss)}}
 
 
 def validation_score(judged: dict[str, Any]) -> float:
@@ -281,7 +276,3 @@ def _window_means(history: list[Losses], window: int = 8) -> list[dict[str, floa
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(main)

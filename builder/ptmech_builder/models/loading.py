@@ -11,41 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ptmech_builder.gguf_cache import quiet_transformers
-from ptmech_builder.model_files import (
-    ADAPTER_FILES,
-    ModelIdentity,
-    local_folder,
-    model_identity,
-    pinned,
-)
-from ptmech_builder.model_sources import (
-    FolderModel,
-    Frozen,
-    HubModel,
-    ModelSource,
-    PackagedModel,
-)
+from ptmech_builder.models.files import ModelIdentity, local_folder, model_identity, pinned
+from ptmech_builder.models.gguf import quiet_transformers
+from ptmech_builder.models.sources import Frozen, ModelSource, PackagedModel
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = [
-    "ADAPTER_FILES",
-    "FolderModel",
-    "HubModel",
-    "LoadedModel",
-    "ModelIdentity",
-    "ModelShape",
-    "ModelSource",
-    "PackagedModel",
-    "load_model",
-    "load_shape",
-    "load_tokenizer",
-    "model_identity",
-    "tokenizer_digest",
-]
 
 
 class ModelShape(Frozen):
