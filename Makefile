@@ -50,7 +50,7 @@ format: $(READY) ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 adapter: $(READY) ## train the demo's later stage again, into build/adapter (about 20 minutes)
-	$(BIN)/python -m ptmech_builder.safety_tuning --out build/adapter
+	$(BIN)/python -m ptmech_builder.safety_tuning --seed 1 --out build/adapter
 
 clean: ## remove the environment, artifacts and caches
 	rm -rf $(VENV) artifacts build dist .pytest_cache .ruff_cache .hypothesis

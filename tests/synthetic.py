@@ -579,6 +579,7 @@ def _scores(
                 **condition,
                 "layer": None if intervention == "none" else n_layers - 1,
                 "scale": None if intervention == "none" else 1.0,
+                "length": 1.0 if intervention == "add" else None,
                 "n": rows.height,
                 "refusals": refusals,
                 "refusal_rate": refusals / rows.height,

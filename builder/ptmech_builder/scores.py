@@ -23,38 +23,9 @@ from ptmech.errors import DataError, unknown
 from ptmech.live.generation import TokenIds, greedy_completions, next_token_loss
 from ptmech.live.interventions import Intervention, ablate, add, intervene
 from ptmech.live.sites import ModelSites
+from ptmech.refusal.tables import COMPLETIONS, SCORES
 
 PromptSet = Literal["harmful", "harmless"]
-
-_CONDITION_SCHEMA = {
-    "stage": pl.String,
-    "prompts": pl.String,
-    "intervention": pl.String,
-    "direction": pl.String,
-    "direction_stage": pl.String,
-}
-SCORE_SCHEMA = pl.Schema(
-    {
-        **_CONDITION_SCHEMA,
-        "layer": pl.Int64,
-        "scale": pl.Float64,
-        "length": pl.Float64,
-        "n": pl.Int64,
-        "refusals": pl.Int64,
-        "refusal_rate": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-        "plain_text_loss": pl.Float64,
-    }
-)
-COMPLETION_SCHEMA = pl.Schema(
-    {
-        **_CONDITION_SCHEMA,
-        "row_uid": pl.UInt64,
-        "completion": pl.String,
-        "refused": pl.Boolean,
-    }
-)
 
 
 class RefusalScores(NamedTuple):
@@ -200,8 +171,8 @@ def refusal_scores(
             for uid, text, is_refused in zip(prompts, texts, refused, strict=True)
         )
     return RefusalScores(
-        pl.DataFrame(score_rows, schema=SCORE_SCHEMA),
-        pl.DataFrame(completion_rows, schema=COMPLETION_SCHEMA),
+        pl.DataFrame(score_rows, schema=SCORES),
+        pl.DataFrame(completion_rows, schema=COMPLETIONS),
     )
 
 

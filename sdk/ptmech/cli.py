@@ -121,7 +121,7 @@ def verify(ref: Ref, as_json: Json = False) -> None:
 
 def summary(ref: Ref, earlier: Earlier = None, later: Later = None, as_json: Json = False) -> None:
     """Answer the four questions about a pair of stages in one table."""
-    from ptmech.console import print_json, print_line, result_payload
+    from ptmech.console import print_json, print_table, result_payload
     from ptmech.summary import summarize
 
     artifact = _load(ref)
@@ -131,11 +131,11 @@ def summary(ref: Ref, earlier: Earlier = None, later: Later = None, as_json: Jso
         payload = result_payload(answers)
         print_json({"artifact": artifact.id, "earlier": first, "later": last, **payload})
         return
-    print_line(f"What post-training changed from {first} to {last}, in {artifact.id}\n")
-    for row in answers.frame.iter_rows(named=True):
-        print_line(f"{row['perspective']:<14} {row['question']} {row['answer']}")
-        print_line(f"{'':<14} {row['evidence']}")
-        print_line(f"{'':<14} {row['control']}\n")
+    print_table(
+        answers.frame,
+        f"What post-training changed from {first} to {last}, in {artifact.id}",
+        lines=True,
+    )
 
 
 def truth(

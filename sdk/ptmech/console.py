@@ -29,7 +29,7 @@ def result_payload(result: Result) -> dict[str, Any]:
     return {"arguments": result.arguments, "rows": result.frame}
 
 
-def print_table(frame: pl.DataFrame, title: str) -> None:
+def print_table(frame: pl.DataFrame, title: str, *, lines: bool = False) -> None:
     """Print a frame as a table; in colour only on a terminal.
 
     Parameters
@@ -38,17 +38,21 @@ def print_table(frame: pl.DataFrame, title: str) -> None:
         Its column names become the headings, with spaces for underscores.
     title
         One line above the table.
+    lines
+        Whether to rule off every row, for cells of several lines.
     """
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        box=box.HORIZONTALS if lines else box.SIMPLE_HEAD, show_lines=lines, pad_edge=False
+    )
     for name, dtype in frame.schema.items():
         table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left")
     for row in frame.iter_rows():
         table.add_row(*map(cell, row))
     with console.capture() as capture:
         console.print(table)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    typer.echo("\n".join([title, *(line for line in lines if line), ""]))
+    drawn = [line.rstrip() for line in capture.get().splitlines()]
+    typer.echo("\n".join([title, *(line for line in drawn if line), ""]))
 
 
 def print_line(text: str) -> None:

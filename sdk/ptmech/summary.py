@@ -54,8 +54,9 @@ def summarize(artifact: Artifact, earlier: str, later: str) -> Summary:
         *Knowledge* is in the same places if the normalised tracing grids of both stages correlate
         above 0.9. *Truthfulness* transfers if the 95 % interval of the accuracy of the earlier
         stage's probe in the later stage, minus the later stage's own, reaches above -0.05.
-        The *refusal* direction is the same if its cosine between the stages is not below the lower
-        of the two split-half cosines minus 0.05. *Confidence* is regulated by the same neurons if
+        The earlier *refusal* direction, at the length of the later stage's own, steers the later
+        stage if the 95 % intervals of the refusals they cause overlap; in part if it at least
+        exceeds a random direction of that length. *Confidence* is regulated by the same neurons if
         the candidates overlap by more than half.
 
     Raises
@@ -71,7 +72,7 @@ def summarize(artifact: Artifact, earlier: str, later: str) -> Summary:
     questions: list[tuple[str, str, Callable[[Artifact, str, str], _Finding]]] = [
         ("knowledge", "Do facts stay in the same places?", _knowledge),
         ("truthfulness", "Does the earlier truth probe read the later stage?", _truthfulness),
-        ("refusal", "Is the refusal direction still the same?", _refusal),
+        ("refusal", "Does the earlier refusal direction steer the later stage?", _refusal),
         ("confidence", "Do the same neurons regulate confidence?", _confidence),
     ]
     rows: list[dict[str, str]] = []
@@ -124,7 +125,7 @@ def _truthfulness(artifact: Artifact, earlier: str, later: str) -> _Finding:
         for row in result.frame.filter(pl.col("dataset") == truth.MEAN).iter_rows(named=True)
     }
     difference = mean["difference"]
-    similarity = truth.similarity(artifact, earlier, later, n_splits=1).frame.row(
+    similarity = truth.similarity(artifact, earlier, later).frame.row(
         by_predicate=pl.col("layer") == result.layer, named=True
     )
     return _Finding(
@@ -133,22 +134,21 @@ def _truthfulness(artifact: Artifact, earlier: str, later: str) -> _Finding:
         f"{mean['own_later']['accuracy']:.3f} own, difference {difference['accuracy']:+.3f} "
         f"[{difference['accuracy_low']:+.3f}, {difference['accuracy_high']:+.3f}]; directions at "
         f"layer {result.layer} have cosine {similarity['cosine']:.3f}",
-        f"chance 0.500; split halves of one stage agree by {similarity['split_half_earlier']:.3f} "
-        f"and {similarity['split_half_later']:.3f}",
+        f"chance 0.500; directions from disjoint halves of the facts: "
+        f"{similarity['split_half_between']:.3f} between the stages, "
+        f"{similarity['split_half_earlier']:.3f} and {similarity['split_half_later']:.3f} within",
     )
 
 
 def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
     defaults = artifact.manifest.defaults
-    place = refusal.similarity(
-        artifact, earlier, later, layer=defaults.refusal_layer, position=defaults.refusal_position
-    ).frame
-    if place.height != 1:
+    if defaults.refusal_layer is None:
         raise NotStoredError("the card names no layer for the refusal direction")
-    found = place.row(0, named=True)
-    halves = (found["split_half_earlier"], found["split_half_later"])
-    rates = {
-        row["direction"]: row["refusal_rate"]
+    found = refusal.similarity(
+        artifact, earlier, later, layer=defaults.refusal_layer, position=defaults.refusal_position
+    ).frame.row(0, named=True)
+    added = {
+        row["direction"]: row
         for row in refusal.scores(artifact)
         .frame.filter(
             pl.col("stage") == later,
@@ -157,13 +157,22 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
         )
         .iter_rows(named=True)
     }
+    transferred = added["transferred_own_length"]
+    if transferred["high"] >= added["own"]["low"]:
+        answer = "yes"
+    elif transferred["low"] > added["random"]["high"]:
+        answer = "in part"
+    else:
+        answer = "no"
+    rates = {name: f"{row['refusal_rate']:.2f}" for name, row in added.items()}
     return _Finding(
-        "yes" if found["cosine"] >= min(halves) - 0.05 else "no",
-        f"cosine {found['cosine']:.3f} at layer {found['layer']}; added to harmless prompts in "
-        f"{later}: refusals {rates['none']:.2f} -> own {rates['own']:.2f}, {earlier}'s "
-        f"{rates['transferred']:.2f}",
-        f"split halves of one stage agree by {halves[0]:.3f} and {halves[1]:.3f}; a random "
-        f"direction gives {rates['random']:.2f}",
+        answer,
+        f"added to harmless prompts in {later}: refusals {rates['none']} -> own direction "
+        f"{rates['own']}, {earlier}'s {rates['transferred']} ({rates['transferred_own_length']} at "
+        f"equal length); their cosine at layer {found['layer']} is {found['cosine']:.3f}",
+        f"a random direction gives {rates['random']}; directions from disjoint halves of the "
+        f"prompts: {found['split_half_between']:.3f} between the stages, "
+        f"{found['split_half_earlier']:.3f} and {found['split_half_later']:.3f} within",
     )
 
 

@@ -19,7 +19,8 @@ from tests.tiny_models import (
 )
 
 from ptmech.errors import DataError, UnknownNameError
-from ptmech_builder.scores import COMPLETION_SCHEMA, SCORE_SCHEMA, refusal_scores
+from ptmech.refusal.tables import COMPLETIONS, SCORES
+from ptmech_builder.scores import refusal_scores
 
 LAYER, SCALE, STEPS = 1, 0.8, 5
 TOKENIZER = word_tokenizer([f"word{number}" for number in range(VOCABULARY - 2)])
@@ -167,8 +168,8 @@ def test_the_random_direction_has_the_own_length_and_hangs_on_the_seed(found: An
 
 
 def test_the_tables_have_one_line_a_condition_and_one_a_completion(found: Any) -> None:
-    assert found.scores.schema == SCORE_SCHEMA
-    assert found.completions.schema == COMPLETION_SCHEMA
+    assert found.scores.schema == SCORES
+    assert found.completions.schema == COMPLETIONS
     conditions = ["prompts", "intervention", "direction", "direction_stage"]
     assert found.scores.height == 2 + 4 + 6 == found.scores.select(conditions).n_unique()
     assert found.completions.height == 5 * len(HARMFUL) + 7 * len(HARMLESS)

@@ -100,7 +100,7 @@ def test_refusal_at_the_position_of_the_card(synthetic, synthetic_path):
     expected = refusal.similarity(synthetic, "base", "instruct", 2, -3).frame
     assert other["similarity"]["rows"] == expected.to_dicts()
     text = words_of(run("refusal", synthetic_path).stdout)
-    assert "instruct harmless add own instruct 3 1.000 20 0.900 [0.699, 0.972] 2.900" in text
+    assert "instruct harmless add own instruct 3 1.000 1.000 20 0.900 [0.699, 0.972] 2.900" in text
 
 
 def test_refusal_without_scores(tmp_path):

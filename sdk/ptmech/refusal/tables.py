@@ -19,10 +19,11 @@ _CONDITION: Final[Mapping[str, Any]] = {
     "direction": pl.String,
     "direction_stage": pl.String,
 }
-_SCORES: Final[Mapping[str, Any]] = {
+SCORES: Final[Mapping[str, Any]] = {
     **_CONDITION,
     "layer": pl.Int32,
     "scale": pl.Float64,
+    "length": pl.Float64,
     "n": pl.Int64,
     "refusals": pl.Int64,
     "refusal_rate": pl.Float64,
@@ -30,7 +31,7 @@ _SCORES: Final[Mapping[str, Any]] = {
     "high": pl.Float64,
     "plain_text_loss": pl.Float64,
 }
-_COMPLETIONS: Final[Mapping[str, Any]] = {
+COMPLETIONS: Final[Mapping[str, Any]] = {
     **_CONDITION,
     "row_uid": pl.UInt64,
     "completion": pl.String,
@@ -49,7 +50,7 @@ class RefusalScores(Result):
         ``intervention`` (``none``, ``ablate``, ``add``), ``direction`` (``none``, ``own``,
         ``transferred``, ``transferred_own_length``, ``random``), ``direction_stage`` (where a
         transferred direction comes from), ``layer``, ``scale`` (factor of an added direction),
-        ``length`` (of the added vector, where the builder wrote it), ``n``, ``refusals``,
+        ``length`` (of the added vector), ``n``, ``refusals``,
         ``refusal_rate``, ``low`` and ``high`` (95 % Wilson interval), ``plain_text_loss`` (nats a
         token on plain text under the same intervention). Read every rate beside the random
         direction's and beside the loss: a broken model does not refuse either.
@@ -72,7 +73,7 @@ def scores(artifact: Artifact) -> RefusalScores:
         If a table lacks a column.
     """
     return RefusalScores(
-        frame=_stacked(artifact, "refusal", _SCORES), artifact=artifact.id, arguments={}
+        frame=_stacked(artifact, "refusal", SCORES), artifact=artifact.id, arguments={}
     )
 
 
@@ -92,7 +93,7 @@ def completions(artifact: Artifact) -> pl.DataFrame:
     FormatError
         If a table lacks a column.
     """
-    return _stacked(artifact, "completions", _COMPLETIONS)
+    return _stacked(artifact, "completions", COMPLETIONS)
 
 
 def _stacked(artifact: Artifact, table: str, columns: Mapping[str, Any]) -> pl.DataFrame:

@@ -1,0 +1,68 @@
+"""The four answers, each by the rule its documentation states."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from tests.synthetic import write_synthetic_artifact
+
+from ptmech import refusal
+from ptmech.artifact import Artifact, load
+from ptmech.errors import DataError, UnknownNameError
+from ptmech.manifest import canonical_json
+from ptmech.summary import NOT_TESTABLE, summarize
+
+
+def answers(artifact: Artifact) -> dict[str, dict[str, str]]:
+    frame = summarize(artifact, *artifact.stages).frame
+    return {row["perspective"]: row for row in frame.iter_rows(named=True)}
+
+
+def test_one_row_a_perspective_and_no_empty_cell(synthetic: Artifact):
+    frame = summarize(synthetic, "base", "instruct").frame
+    assert frame["perspective"].to_list() == ["knowledge", "truthfulness", "refusal", "confidence"]
+    assert NOT_TESTABLE not in frame["answer"].to_list()
+    assert all(cell for row in frame.iter_rows() for cell in row)
+
+
+def test_the_planted_directions_are_answered_as_planted(synthetic: Artifact):
+    found = answers(synthetic)
+    assert found["truthfulness"]["answer"] == "yes"
+    assert found["knowledge"]["answer"] == "yes"
+
+
+def test_refusal_is_answered_from_the_intervals_of_the_scores(synthetic: Artifact):
+    rows = {
+        row["direction"]: row
+        for row in refusal.scores(synthetic)
+        .frame.filter(pl.col("stage") == "instruct", pl.col("prompts") == "harmless")
+        .to_dicts()
+    }
+    transferred, own, random = (rows[n] for n in ("transferred_own_length", "own", "random"))
+    apart = transferred["high"] < own["low"]
+    above_random = transferred["low"] > random["high"]
+    expected = "yes" if not apart else "in part" if above_random else "no"
+    found = answers(synthetic)["refusal"]
+    assert found["answer"] == expected
+    assert f"{own['refusal_rate']:.2f}" in found["evidence"]
+    assert f"{random['refusal_rate']:.2f}" in found["control"]
+
+
+def test_what_an_artifact_lacks_is_not_testable(tmp_path):
+    path = write_synthetic_artifact(tmp_path / "bare")
+    whole = load(path).manifest
+    kept = tuple(extra for extra in whole.extras if extra.kind in ("table", "weights"))
+    bare = whole.model_copy(update={"extras": kept})
+    (path / "manifest.json").write_bytes(canonical_json(bare))
+    found = answers(load(path))
+    assert found["knowledge"]["answer"] == found["refusal"]["answer"] == NOT_TESTABLE
+    assert found["truthfulness"]["answer"] != NOT_TESTABLE
+    assert found["confidence"]["answer"] != NOT_TESTABLE
+
+
+@pytest.mark.parametrize(
+    ("stages", "error"), [(("base", "base"), DataError), (("base", "instrct"), UnknownNameError)]
+)
+def test_stages_must_be_two_that_exist(synthetic: Artifact, stages, error):
+    with pytest.raises(error):
+        summarize(synthetic, *stages)
