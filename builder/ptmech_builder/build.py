@@ -23,9 +23,6 @@ from ptmech.manifest import (
     Stage,
     canonical_json,
 )
-from ptmech.manifest import (
-    ActivationUnit as FinishedBlock,
-)
 from ptmech_builder.cards import Card
 from ptmech_builder.plan import Plan
 from ptmech_builder.progress import Progress
@@ -110,34 +107,15 @@ def _finish(unit: Unit, bench: Workbench, writer: Writer) -> Receipt:
     """Make a unit, write its files, then its receipt."""
     started = perf_counter()
     made = unit.make(bench)
-    entries: list[ActivationFile | Extra] = []
-    finished: FinishedBlock | None = None
-    block = unit if isinstance(unit, ActivationUnit) else None
     writer.begin(unit.name)
-    for output in made.files:
-        entry = writer.put(output.path, output.data).model_dump()
-        if block is not None:
-            rows = int(block.prompts.uids.size)
-            entries.append(
-                ActivationFile(
-                    **entry, site=output.site, layer=output.layer, block=block.block, rows=rows
-                )
-            )
-        else:
-            entries.append(Extra(**entry, kind=_extra_kind(unit), unit=unit.key))
-    if block is not None:
-        finished = FinishedBlock(
-            key=unit.key,
-            block=block.block,
-            first_row=block.first_row,
-            rows=int(block.prompts.uids.size),
-            parity=made.parity,
-        )
+    entries = tuple(
+        unit.entry(output, writer.put(output.path, output.data)) for output in made.files
+    )
     receipt = Receipt(
         unit=unit.name,
         key=unit.key,
-        activation=finished,
-        files=tuple(entries),
+        activation=unit.finished(made),
+        files=entries,
         facts={**made.facts, "parity_rows": made.rows},
     )
     writer.finish(receipt)
@@ -145,10 +123,6 @@ def _finish(unit: Unit, bench: Workbench, writer: Writer) -> Receipt:
     rate = f", {unit.tokens / seconds:,.0f} tokens/s" if unit.tokens else ""
     bench.progress.line(f"{unit.name}: {len(entries)} files, {seconds:.1f} s{rate}")
     return receipt
-
-
-def _extra_kind(unit: Unit):  # noqa: ANN202 - the kinds of Extra
-    return unit.kind if unit.kind != "activations" else "table"
 
 
 def _assemble(plan: Plan, receipts: Mapping[str, Receipt], writer: Writer) -> Manifest:

@@ -14,7 +14,7 @@ from ptmech.directions import difference_in_means
 from ptmech.manifest import StoredDtype
 from ptmech_builder.cards import RefusalCard, TraceCard
 from ptmech_builder.prompts import Prompts
-from ptmech_builder.units import Kind, Made, Output, Unit, parquet_bytes
+from ptmech_builder.units import ExtraKind, ExtraUnit, Made, Output, parquet_bytes
 from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceUnit(Unit):
+class TraceUnit(ExtraUnit):
     """Causal tracing on one dataset: one stage's activations patched into another's run."""
 
     source: str
@@ -37,7 +37,7 @@ class TraceUnit(Unit):
 
     @property
     @override
-    def kind(self) -> Kind:
+    def kind(self) -> ExtraKind:
         return "trace"
 
     @property
@@ -118,7 +118,7 @@ class TraceUnit(Unit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoresUnit(Unit):
+class ScoresUnit(ExtraUnit):
     """Refusal scores of one stage, bare and under interventions along every stage's direction."""
 
     settings: RefusalCard
@@ -136,7 +136,7 @@ class ScoresUnit(Unit):
 
     @property
     @override
-    def kind(self) -> Kind:
+    def kind(self) -> ExtraKind:
         return "scores"
 
     @property

@@ -17,14 +17,16 @@ import numpy as np
 import polars as pl
 from typing_extensions import override
 
-from ptmech.manifest import StoredDtype, canonical_json
+from ptmech.manifest import ActivationFile, Extra, FileEntry, StoredDtype, canonical_json
+from ptmech.manifest import ActivationUnit as FinishedBlock
 from ptmech_builder.prompts import Prompts
 from ptmech_builder.writer import Receipt, digest, tensor_bytes
 
 if TYPE_CHECKING:
     from ptmech_builder.workbench import Workbench
 
-Kind = Literal["table", "activations", "weights", "trace", "scores"]
+ExtraKind = Literal["table", "weights", "trace", "scores"]
+Kind = ExtraKind | Literal["activations"]
 
 SEMANTICS: Mapping[Kind, int] = {
     "table": 1,
@@ -38,7 +40,7 @@ SEMANTICS: Mapping[Kind, int] = {
 
 @dataclass(frozen=True)
 class Output:
-    """One file a unit made; `site`, `layer` and `block` only for activations."""
+    """One file a unit made; `site` and `layer` only for activations."""
 
     path: str
     data: bytes
@@ -81,6 +83,14 @@ class Unit(ABC):
     def make(self, bench: Workbench) -> Made:
         """Do the work."""
 
+    @abstractmethod
+    def entry(self, output: Output, file: FileEntry) -> ActivationFile | Extra:
+        """Return what the manifest says of one of its files."""
+
+    def finished(self, made: Made) -> FinishedBlock | None:  # noqa: ARG002 - most have none
+        """Return what a part manifest says of the finished unit, if it is a block of rows."""
+        return None
+
     def accepts(self, receipt: Receipt) -> bool:  # noqa: ARG002 - for units that ask for more
         """Tell whether finished work under the same key is good enough."""
         return True
@@ -108,7 +118,22 @@ class Unit(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableUnit(Unit):
+class ExtraUnit(Unit):
+    """A unit whose files are not activations."""
+
+    @property
+    @override
+    @abstractmethod
+    def kind(self) -> ExtraKind:
+        """What sort of unit, and of file, it is."""
+
+    @override
+    def entry(self, output: Output, file: FileEntry) -> Extra:
+        return Extra(**file.model_dump(), kind=self.kind, unit=self.key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableUnit(ExtraUnit):
     """A Parquet table of the artifact."""
 
     path: str
@@ -116,7 +141,7 @@ class TableUnit(Unit):
 
     @property
     @override
-    def kind(self) -> Kind:
+    def kind(self) -> ExtraKind:
         return "table"
 
     @property
@@ -234,6 +259,26 @@ class ActivationUnit(Unit):
         )
         return Made(files, bench.stage_facts(self.stage), parity.worst, parity.rows)
 
+    @override
+    def entry(self, output: Output, file: FileEntry) -> ActivationFile:
+        return ActivationFile(
+            **file.model_dump(),
+            site=output.site,
+            layer=output.layer,
+            block=self.block,
+            rows=self.prompts.uids.size,
+        )
+
+    @override
+    def finished(self, made: Made) -> FinishedBlock:
+        return FinishedBlock(
+            key=self.key,
+            block=self.block,
+            first_row=self.first_row,
+            rows=self.prompts.uids.size,
+            parity=made.parity,
+        )
+
     def _path(self, site: str, layer: int) -> str:
         several = f".{self.block:05d}-of-{self.n_blocks:05d}" if self.n_blocks > 1 else ""
         folder = f"acts/{self.stage}/{self.prompts.dataset}/{site}"
@@ -252,7 +297,7 @@ class ActivationUnit(Unit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsUnit(Unit):
+class WeightsUnit(ExtraUnit):
     """Statistics of one stage's unembedding and last MLP."""
 
     identity: str
@@ -261,7 +306,7 @@ class WeightsUnit(Unit):
 
     @property
     @override
-    def kind(self) -> Kind:
+    def kind(self) -> ExtraKind:
         return "weights"
 
     @property
