@@ -119,7 +119,7 @@ def _knowledge(artifact: Artifact, earlier: str, later: str) -> _Finding:
 
 
 def _truthfulness(artifact: Artifact, earlier: str, later: str) -> _Finding:
-    result = truth.transfer(artifact, earlier, later, probe="logistic")
+    result = truth.transfer(artifact, earlier, later)
     mean = {
         row["probe"]: row
         for row in result.frame.filter(pl.col("dataset") == truth.MEAN).iter_rows(named=True)
