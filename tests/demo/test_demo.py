@@ -1,5 +1,6 @@
 """The demo artifact against the real models, loaded here by transformers and peft alone."""
 
+import warnings
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -40,8 +41,11 @@ def models() -> dict:
             dtype=torch.float32,
         ).eval()
 
-    later = PeftModel.from_pretrained(load(), str(ROOT / "cards/demo/adapter"))
-    return {"instruct": load(), "safety": later.merge_and_unload().eval()}
+    with warnings.catch_warnings():
+        # peft asks transformers for attributes by names that are on their way out.
+        warnings.simplefilter("ignore", FutureWarning)
+        later = PeftModel.from_pretrained(load(), str(ROOT / "cards/demo/adapter"))
+        return {"instruct": load(), "safety": later.merge_and_unload().eval()}
 
 
 @torch.no_grad()
