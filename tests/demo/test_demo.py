@@ -130,7 +130,8 @@ def test_grid_cells_equal_one_forward_each(demo: Artifact, models, tokenizer, so
     prompts, answers = [], []
     for uid in (uids["true_uid"], uids["false_uid"]):
         answer = objects[uid].removeprefix("the ")
-        prompts.append(tokenizer(text[uid][: text[uid].rindex(answer)].rstrip())["input_ids"])
+        prompt = EXAMPLE + text[uid][: text[uid].rindex(answer)].rstrip()
+        prompts.append(tokenizer(prompt)["input_ids"])
         answers.append(tokenizer(" " + answer)["input_ids"][0])
     _, donor, _, _ = plain_forward(models[source], prompts[0])
     last = len(prompts[1]) - 1
