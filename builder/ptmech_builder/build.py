@@ -26,7 +26,7 @@ from ptmech.manifest import (
 from ptmech_builder.cards import Card
 from ptmech_builder.plan import Plan
 from ptmech_builder.progress import Progress
-from ptmech_builder.units import ActivationUnit, Unit
+from ptmech_builder.units import Unit
 from ptmech_builder.workbench import Workbench
 from ptmech_builder.writer import Receipt, Writer
 
@@ -167,20 +167,14 @@ def _assemble(plan: Plan, receipts: Mapping[str, Receipt], writer: Writer) -> Ma
     )
 
 
-def _blocks(stage: str, dataset: str, plan: Plan) -> Iterable[str]:
-    for unit in plan.units:
-        if (
-            isinstance(unit, ActivationUnit)
-            and unit.stage == stage
-            and unit.prompts.dataset == dataset
-        ):
-            yield unit.name
-
-
 def _write_part(
     plan: Plan, stage: str, dataset: str, receipts: Mapping[str, Receipt], writer: Writer
 ) -> PartEntry:
-    finished = [receipts[name] for name in _blocks(stage, dataset, plan)]
+    finished = [
+        receipts[unit.name]
+        for unit in plan.blocks
+        if (unit.stage, unit.prompts.dataset) == (stage, dataset)
+    ]
     files = [f for receipt in finished for f in receipt.files if isinstance(f, ActivationFile)]
     units = [receipt.activation for receipt in finished if receipt.activation is not None]
     rows = sum(unit.rows for unit in units)
@@ -215,9 +209,7 @@ def _put_if_new(writer: Writer, path: str, data: bytes) -> FileEntry:
 def _stages(plan: Plan, receipts: Mapping[str, Receipt]) -> Iterable[Stage]:
     for stage in plan.stages:
         facts = next(
-            receipts[unit.name].facts
-            for unit in plan.units
-            if unit.stage == stage.card.name and isinstance(unit, ActivationUnit)
+            receipts[unit.name].facts for unit in plan.blocks if unit.stage == stage.card.name
         )
         weights = stage.identity.weights
         adapter = {f"adapter/{name}": sha for name, sha in (stage.identity.adapter or {}).items()}
@@ -237,9 +229,7 @@ def _stages(plan: Plan, receipts: Mapping[str, Receipt]) -> Iterable[Stage]:
 
 
 def _worst_parity(plan: Plan, receipts: Mapping[str, Receipt]) -> Parity | None:
-    blocks = [
-        (receipts[unit.name], unit) for unit in plan.units if isinstance(unit, ActivationUnit)
-    ]
+    blocks = [(receipts[unit.name], unit) for unit in plan.blocks]
     found = [(r.activation.parity, u, r) for r, u in blocks if r.activation is not None]
     if not found:
         return None

@@ -85,6 +85,11 @@ class Plan:
     units: tuple[Unit, ...]
     left_out: str
 
+    @property
+    def blocks(self) -> tuple[ActivationUnit, ...]:
+        """The units that run rows through a model, in their order."""
+        return tuple(unit for unit in self.units if isinstance(unit, ActivationUnit))
+
     def loaders(self) -> dict[str, Callable[[], LoadedModel]]:
         """Return for each stage a function that loads its model."""
         import torch
