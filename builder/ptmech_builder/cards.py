@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ptmech.errors import CardError
+from ptmech.knowledge.prompts import Form
 from ptmech.manifest import Name, Schema, Sha256, StoredDtype
-from ptmech_builder.models import FolderModel, ModelSource
+from ptmech.model_sources import FolderModel, ModelSource
 
 CARDS = Path("cards")
 DATA = Path(__file__).parent / "data"
@@ -83,16 +84,51 @@ class WeightsCard(Schema):
     null_space_k: Annotated[int, Field(ge=1)] = 16
 
 
+class ConfidenceCard(Schema):
+    """Entropy-neuron candidates ablated: what they do to the entropy, and how."""
+
+    candidates: Annotated[int, Field(ge=1)] = 10
+    """How many candidates of each stage; as many random neurons are ablated as well."""
+    norm_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """Candidates and random neurons have output weights longer than this quantile."""
+    plain_text: str
+    """CSV file with a column ``text``: what entropy and loss are measured on."""
+    texts: Annotated[int, Field(ge=2)] = 10
+    """How many of its texts, the first ones."""
+    seed: int = 0
+
+
 class TraceCard(Schema):
     """Causal tracing on one dataset."""
 
     dataset: Name
-    form: Literal["completion"] = "completion"
-    """``completion``: the statement cut off before its object; the answer is the object."""
+    form: Form = "completion"
+    """``completion``: the statement cut off before its object, the answer its object, for models of
+    any size. ``true_false``: the statement and a question, the paper's form, for large models."""
     examples: tuple[str, ...] = ()
-    """True statements that stand before every prompt and show what kind of answer is wanted."""
+    """What stands before every prompt: true statements that show what kind of answer is wanted; for
+    ``true_false`` four statements with question and answer, by the seed if none are given."""
     pairs: Annotated[int, Field(ge=1)] = 8
     seed: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same as :func:`ptmech.knowledge.pairs` takes it."""
+        return {
+            "form": self.form,
+            "examples": self.examples or None,
+            "n_pairs": self.pairs,
+            "seed": self.seed,
+        }
+
+
+class CandidatesCard(Schema):
+    """Candidate refusal directions: at every stored position, and at some layers."""
+
+    prompts: Annotated[int, Field(ge=1)] = 32
+    """Validation prompts of either kind that every candidate is scored on."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """``resid_pre`` convention; by default every layer below 80 % of the depth."""
 
 
 class RefusalCard(Schema):
@@ -106,8 +142,24 @@ class RefusalCard(Schema):
     scored_prompts: Annotated[int, Field(ge=1)] = 48
     """Test prompts of either kind that are completed under every intervention."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 16
+    scales: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    """Factors of the added directions."""
     plain_text: str
     """CSV file with a column ``text``, for the coherence figure."""
+    scored_texts: Annotated[int, Field(ge=1)] = 24
+    """How many of its rows are used, the first ones."""
+    seed: int = 0
+    candidates: CandidatesCard | None = None
+
+
+class TruthInterventionCard(Schema):
+    """Truth directions added to statements that a model is asked about."""
+
+    dataset: Name
+    """Statements that are asked about; directions are found in the other datasets."""
+    first_layer: Annotated[int, Field(ge=0)]
+    """First layer at which directions are added; the last one is the probes' layer."""
+    statements: Annotated[int, Field(ge=2)] = 64
     seed: int = 0
 
 
@@ -116,6 +168,22 @@ class TruthCard(Schema):
 
     layer: Annotated[int, Field(ge=0)]
     datasets: tuple[Name, ...] = ()
+    intervention: TruthInterventionCard | None = None
+
+    @model_validator(mode="after")
+    def _directions_can_be_found(self) -> Self:
+        if self.intervention is None:
+            return self
+        if self.intervention.first_layer > self.layer:
+            raise ValueError(
+                f"intervention.first_layer = {self.intervention.first_layer} is above the layer "
+                f"of the directions, {self.layer}"
+            )
+        if not set(self.datasets) - {self.intervention.dataset}:
+            raise ValueError(
+                "an intervention needs truth.datasets other than the one that is asked about"
+            )
+        return self
 
 
 class Card(Schema):
@@ -130,6 +198,7 @@ class Card(Schema):
     datasets: Annotated[tuple[DatasetCard, ...], Field(min_length=1)]
     extraction: Extraction = Extraction()
     weights: WeightsCard | None = None
+    confidence: ConfidenceCard | None = None
     traces: tuple[TraceCard, ...] = ()
     refusal: RefusalCard | None = None
     truth: TruthCard | None = None
@@ -150,6 +219,10 @@ class Card(Schema):
                 raise ValueError(f"{user} names dataset {name!r}, which does not hold {kind}")
         if self.refusal is not None:
             self._refusal_can_be_scored(self.refusal)
+        if self.confidence is not None and self.weights is None:
+            raise ValueError("confidence needs the section [weights]: candidates come from there")
+        if self.truth is not None and self.truth.intervention is not None:
+            self._truth_can_be_steered(self.truth)
         return self
 
     def _refusal_can_be_scored(self, refusal: RefusalCard) -> None:
@@ -159,9 +232,29 @@ class Card(Schema):
                     f"refusal reads position {refusal.position}, which dataset {name!r} does not "
                     f"store; it stores {list(self.dataset(name).positions)}"
                 )
-        needed = "resid_pre" if refusal.layer == 0 else "resid_post"
-        if needed not in self.extraction.sites:
-            raise ValueError(f"refusal needs the site {needed!r} among the extraction's sites")
+        layers = (refusal.layer, *self._candidate_layers(refusal))
+        for needed in {"resid_post" if layer else "resid_pre" for layer in layers}:
+            if needed not in self.extraction.sites:
+                raise ValueError(f"refusal needs the site {needed!r} among the extraction's sites")
+        if len(set(refusal.scales)) < len(refusal.scales):
+            raise ValueError(f"refusal.scales repeats a factor: {list(refusal.scales)}")
+
+    @staticmethod
+    def _candidate_layers(refusal: RefusalCard) -> tuple[int, ...]:
+        if refusal.candidates is None:
+            return ()
+        return (0, 1) if refusal.candidates.layers is None else refusal.candidates.layers
+
+    def _truth_can_be_steered(self, truth: TruthCard) -> None:
+        lacking = [name for name in truth.datasets if -1 not in self.dataset(name).positions]
+        if lacking:
+            raise ValueError(
+                f"truth.intervention reads position -1, which dataset {lacking[0]!r} does not store"
+            )
+        if "resid_post" not in self.extraction.sites:
+            raise ValueError(
+                "truth.intervention needs the site 'resid_post' among the extraction's sites"
+            )
 
     def dataset(self, name: str) -> DatasetCard:
         """Return the dataset of that name, which must be the card's."""
@@ -176,6 +269,8 @@ class Card(Schema):
         if self.truth is not None:
             for name in self.truth.datasets:
                 yield "truth", name, "statements"
+            if self.truth.intervention is not None:
+                yield "truth.intervention", self.truth.intervention.dataset, "statements"
 
 
 class CardFile:
@@ -290,7 +385,8 @@ def _explain(error: ValidationError, text: str) -> str:
 
 def _known_keys() -> list[str]:
     schemas = (Card, StageCard, DatasetCard, Extraction, WeightsCard, TraceCard, RefusalCard)
-    return sorted({name for schema in (*schemas, TruthCard) for name in schema.model_fields})
+    schemas = (*schemas, ConfidenceCard, CandidatesCard, TruthCard, TruthInterventionCard)
+    return sorted({name for schema in schemas for name in schema.model_fields})
 
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([\w.-]+)\s*\]\]?")

@@ -26,8 +26,6 @@ NUMPY_DTYPES: dict[StoredDtype, Any] = {
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,
 }
-TOLERANCES: dict[StoredDtype, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Accepted relative deviation by element type; computing in bf16 alone moves values by 3 %."""
 
 SiteLayer = tuple[str, int]
 Activations = dict[SiteLayer, np.ndarray]

@@ -12,25 +12,32 @@ import numpy as np
 import polars as pl
 
 from ptmech.errors import CardError, DataError, unknown
-from ptmech.manifest import StoredDtype
-from ptmech_builder.cards import Card, CardFile, DatasetCard, StageCard, TraceCard
-from ptmech_builder.comparing_units import ScoresUnit, TraceUnit
-from ptmech_builder.models import (
-    LoadedModel,
+from ptmech.live.models import (
     ModelIdentity,
     ModelShape,
-    ModelSource,
     load_model,
     load_shape,
     load_tokenizer,
     model_identity,
+    pick_device,
+    pinned,
     tokenizer_digest,
+    torch_dtype,
 )
-from ptmech_builder.prompts import Prompts, make_prompts, read_rows, read_texts, tokens_table
-from ptmech_builder.units import ActivationUnit, TableUnit, Unit, WeightsUnit
+from ptmech.manifest import StoredDtype
+from ptmech.model_sources import ModelSource
+from ptmech_builder.cards import Card, CardFile, DatasetCard, StageCard, TraceCard
+from ptmech_builder.neuron_units import neuron_units
+from ptmech_builder.prompts import Prompts, make_prompts, read_rows, tokens_table
+from ptmech_builder.score_units import candidate_layers, refusal_units
+from ptmech_builder.trace_units import TraceUnit
+from ptmech_builder.truth_units import truth_datasets, truth_units
+from ptmech_builder.units import ActivationUnit, AdapterUnit, TableUnit, Unit, WeightsUnit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ptmech.live.model import LiveModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,21 +97,16 @@ class Plan:
         """The units that run rows through a model, in their order."""
         return tuple(unit for unit in self.units if isinstance(unit, ActivationUnit))
 
-    def loaders(self) -> dict[str, Callable[[], LoadedModel]]:
+    def loaders(self) -> dict[str, Callable[[], LiveModel]]:
         """Return for each stage a function that loads its model."""
-        import torch
+        return {stage.card.name: partial(self._load, stage) for stage in self.stages}
 
-        dtype = getattr(torch, self.card.extraction.compute_dtype)
-        return {
-            stage.card.name: partial(
-                load_model,
-                stage.source,
-                adapter=stage.adapter,
-                device=self.device,
-                dtype=dtype,
-            )
-            for stage in self.stages
-        }
+    def _load(self, stage: StagePlan) -> LiveModel:
+        from ptmech.live.model import LiveModel
+
+        dtype = torch_dtype(self.card.extraction.compute_dtype)
+        loaded = load_model(stage.source, adapter=stage.adapter, device=self.device, dtype=dtype)
+        return LiveModel(loaded.model, loaded.tokenizer, f"{self.card.name}/{stage.card.name}")
 
 
 def make_plan(card_file: CardFile, selection: Selection) -> Plan:
@@ -136,14 +138,15 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
         described = ", ".join(f"{s.card.name} {s.shape.n_layers}x{s.shape.d_model}" for s in stages)
         raise CardError(f"stages of one family need the same layers and width: {described}")
 
-    from ptmech_builder.extract import TOLERANCES, wanted_layers
+    from ptmech.live.sites import PARITY_TOLERANCE
+    from ptmech_builder.extract import wanted_layers
 
     extraction = card.extraction
     dtype = selection.dtype or extraction.dtype
     layers = wanted_layers(extraction.sites, shape.n_layers)
     _require_layers(card, shape)
     tolerance = extraction.parity_tolerance or max(
-        TOLERANCES[dtype], TOLERANCES[extraction.compute_dtype]
+        PARITY_TOLERANCE[dtype], PARITY_TOLERANCE[extraction.compute_dtype]
     )
     tables = [
         TableUnit(stage="", path="tables/statements.parquet", frame=pl.concat(rows.values())),
@@ -160,20 +163,27 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
     for stage in stages:
         for prompts in stage.prompts.values():
             forward += _activation_units(card, stage, prompts, layers, dtype, tolerance)
-        if card.weights is not None:
+        if stage.adapter is not None:
             forward.append(
-                WeightsUnit(
+                AdapterUnit(
                     stage=stage.card.name,
-                    identity=stage.identity.digest,
-                    compute_dtype=card.extraction.compute_dtype,
-                    null_space_k=card.weights.null_space_k,
+                    folder=stage.adapter,
+                    sha256=stage.identity.adapter or {},
                 )
             )
+        if card.weights is not None:
+            weights = WeightsUnit(
+                stage=stage.card.name,
+                identity=stage.identity.digest,
+                compute_dtype=card.extraction.compute_dtype,
+                null_space_k=card.weights.null_space_k,
+            )
+            forward += [weights, *neuron_units(card_file, stage, weights)]
     comparing, left_out = _comparing_units(card_file, selection, stages, rows, forward)
     return Plan(
         card=card,
         card_sha256=card_file.sha256,
-        device=_device(selection.device),
+        device=pick_device(selection.device),
         dtype=dtype,
         stages=stages,
         datasets=tuple(dataset_cards),
@@ -189,6 +199,7 @@ def _require_layers(card: Card, shape: ModelShape) -> None:
     asked = {
         "truth.layer": card.truth.layer if card.truth else 0,
         "refusal.layer": card.refusal.layer if card.refusal else 0,
+        "refusal.candidates.layers": max(candidate_layers(card.refusal, shape.n_layers), default=0),
     }
     for key, layer in asked.items():
         if layer >= shape.n_layers:
@@ -212,19 +223,6 @@ def _selected(
     return [card for card in cards if names is None or card.name in names]
 
 
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"device {wanted!r} cannot be used: {reason}") from error
-    return wanted
-
-
 def _plan_stage(
     card_file: CardFile,
     stage: StageCard,
@@ -232,7 +230,7 @@ def _plan_stage(
     rows: Mapping[str, pl.DataFrame],
 ) -> StagePlan:
     adapter = card_file.adapter(stage)
-    source = card_file.model(stage)
+    source = pinned(card_file.model(stage))  # a branch must not move during a build
     tokenizer = load_tokenizer(source)
     return StagePlan(
         card=stage,
@@ -287,16 +285,16 @@ def _comparing_units(
 ) -> tuple[list[Unit], str]:
     """Return the trace and score units, or why there are none."""
     card = card_file.card
-    if not card.traces and card.refusal is None:
+    if not card.traces and card.refusal is None and not truth_datasets(card):
         return [], ""
-    needed = {trace.dataset for trace in card.traces}
+    needed = {trace.dataset for trace in card.traces} | truth_datasets(card)
     if card.refusal is not None:
         needed |= {card.refusal.harmful, card.refusal.harmless}
     whole = selection.limit is None and len(stages) == len(card.stages) and needed <= set(rows)
     if not whole:
         return [], "traces and scores need every stage, every row and their datasets"
     for trace in card.traces:
-        _require_completions(trace, rows[trace.dataset])
+        _require_pairs(trace, rows[trace.dataset], stages[0].tokenizer)
         if len({stage.prompts[trace.dataset].digest for stage in stages}) > 1:
             raise CardError(
                 f"traces of {trace.dataset!r} patch one stage's tokens into another's, but the "
@@ -317,62 +315,21 @@ def _comparing_units(
         for target in stages
         for source in stages
     ]
-    if card.refusal is not None:
-        units += _score_units(card_file, stages, rows, forward)
+    units += refusal_units(card_file, stages, rows, forward)
+    units += truth_units(card, stages, rows, forward)
     return units, ""
 
 
-def _require_completions(trace: TraceCard, rows: pl.DataFrame) -> None:
-    """Check that statements can be cut off before their object, before any model runs."""
-    from ptmech_builder.trace_pairs import completion_prompts
+def _require_pairs(
+    trace: TraceCard, rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check that the statements make prompts to trace, before any model runs."""
+    from ptmech.knowledge import completion_prompts, pairs
 
     try:
-        completion_prompts(rows, examples=trace.examples)
+        if trace.form == "completion":  # pairs are of facts the models know: not known yet
+            completion_prompts(rows, examples=trace.examples)
+        else:
+            pairs(rows, tokenizer, **trace.options)
     except DataError as error:
         raise DataError(f"traces of {trace.dataset!r}: {error}") from error
-
-
-def _score_units(
-    card_file: CardFile,
-    stages: Sequence[StagePlan],
-    rows: Mapping[str, pl.DataFrame],
-    forward: Sequence[Unit],
-) -> list[ScoresUnit]:
-    settings = card_file.card.refusal
-    if settings is None:
-        return []
-    kinds = (settings.harmful, settings.harmless)
-    for kind in kinds:
-        lacking = {"train", "test"} - set(rows[kind]["split"])
-        if lacking:
-            raise DataError(f"refusal scores need rows of split {min(lacking)!r} in {kind!r}")
-    direction_keys = {
-        unit.name: unit.key
-        for unit in forward
-        if isinstance(unit, ActivationUnit) and unit.prompts.dataset in kinds
-    }
-    tested = {
-        kind: (rows[kind]["split"] == "test").fill_null(value=False).arg_true().to_numpy()
-        for kind in kinds
-    }
-    plain_text = read_texts(card_file, settings.plain_text)
-    return [
-        ScoresUnit(
-            stage=stage.card.name,
-            settings=settings,
-            direction_keys=direction_keys,
-            identity=stage.identity.digest,
-            compute_dtype=card_file.card.extraction.compute_dtype,
-            tokenizer=stage.tokenizer_sha256,
-            prompts={
-                kind: stage.prompts[kind].take(tested[kind][: settings.scored_prompts])
-                for kind in kinds
-            },
-            training={
-                kind: (rows[kind]["split"] == "train").fill_null(value=False).to_numpy()
-                for kind in kinds
-            },
-            plain_text=plain_text,
-        )
-        for stage in stages
-    ]

@@ -7,16 +7,19 @@ their content. Same key, never redone; other key, never reused.
 from __future__ import annotations
 
 import io
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 from typing_extensions import override
 
+from ptmech.errors import IntegrityError
 from ptmech.manifest import ActivationFile, Extra, FileEntry, StoredDtype, canonical_json
 from ptmech.manifest import ActivationUnit as FinishedBlock
 from ptmech_builder.prompts import Prompts
@@ -25,15 +28,16 @@ from ptmech_builder.writer import Receipt, digest, tensor_bytes
 if TYPE_CHECKING:
     from ptmech_builder.workbench import Workbench
 
-ExtraKind = Literal["table", "weights", "trace", "scores"]
+ExtraKind = Literal["table", "weights", "adapter", "trace", "scores"]
 Kind = ExtraKind | Literal["activations"]
 
 SEMANTICS: Mapping[Kind, int] = {
     "table": 1,
     "activations": 1,
     "weights": 1,
-    "trace": 1,
-    "scores": 1,
+    "adapter": 1,
+    "trace": 2,
+    "scores": 2,
 }
 """Raised whenever the code of a kind of unit changes what it computes."""
 
@@ -294,6 +298,55 @@ class ActivationUnit(Unit):
         }
         uids = self.prompts.uids.astype(np.uint64)
         return tensor_bytes({"activations": values, "row_uid": uids}, about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterUnit(ExtraUnit):
+    """The adapter of a stage: with it the stage can be opened as a live model.
+
+    Weights are copied byte for byte; of the configuration the name of the model it was trained on
+    is left out, which is often a path of the machine that trained it.
+    """
+
+    folder: Path
+    sha256: Mapping[str, str]
+    """Digest of each file, by name."""
+
+    @property
+    @override
+    def kind(self) -> ExtraKind:
+        return "adapter"
+
+    @property
+    @override
+    def name(self) -> str:
+        return f"adapter.{self.stage}"
+
+    @override
+    def recipe(self) -> Mapping[str, Any]:
+        return {"sha256": dict(self.sha256)}
+
+    @property
+    @override
+    def expected_files(self) -> int:
+        return len(self.sha256)
+
+    @property
+    @override
+    def expected_bytes(self) -> int:
+        return sum((self.folder / name).stat().st_size for name in self.sha256)
+
+    @override
+    def make(self, bench: Workbench) -> Made:
+        files: list[Output] = []
+        for name, promised in self.sha256.items():
+            data = (self.folder / name).read_bytes()
+            if digest(data) != promised:
+                raise IntegrityError(f"{name} of stage {self.stage!r} changed during the build")
+            if name.endswith(".json"):
+                data = canonical_json({**json.loads(data), "base_model_name_or_path": None})
+            files.append(Output(f"adapters/{self.stage}/{name}", data))
+        return Made(iter(files), {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import polars as pl
 
 from ptmech.errors import ParityError
 from ptmech.manifest import ActivationFile
@@ -15,8 +16,8 @@ from ptmech_builder.progress import Progress
 from ptmech_builder.writer import Receipt
 
 if TYPE_CHECKING:
+    from ptmech.live.model import LiveModel
     from ptmech.live.sites import ModelSites
-    from ptmech_builder.models import LoadedModel
 
 Thing = TypeVar("Thing")
 
@@ -38,7 +39,7 @@ class Workbench:
 
     def __init__(
         self,
-        loaders: Mapping[str, Callable[[], LoadedModel]],
+        loaders: Mapping[str, Callable[[], LiveModel]],
         root: Path,
         progress: Progress,
         *,
@@ -48,14 +49,14 @@ class Workbench:
         self.progress = progress
         self.stages = tuple(loaders)
         self._loaders = loaders
-        self._models: dict[str, LoadedModel] = {}
+        self._models: dict[str, LiveModel] = {}
         self._models_held = models_held
         self._shared: dict[Any, Any] = {}
         self._files = VerifiedFiles(FolderSource(root))
         self.receipts: dict[str, Receipt] = {}
         """Finished units by name; the build adds to it as it goes."""
 
-    def model(self, stage: str) -> LoadedModel:
+    def model(self, stage: str) -> LiveModel:
         """Return a stage's model, loading it if it is not in memory."""
         if stage not in self._models:
             while len(self._models) >= self._models_held:
@@ -65,9 +66,7 @@ class Workbench:
 
     def sites(self, stage: str) -> ModelSites:
         """Return a stage's model with its sites located."""
-        from ptmech.live.sites import ModelSites
-
-        return ModelSites.of(self.model(stage).model)
+        return self.model(stage).sites
 
     def check_sites(self, stage: str, token_ids: Sequence[int], tolerance: float) -> None:
         """Prove once a stage that its sites are what their definitions say.
@@ -108,6 +107,11 @@ class Workbench:
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
+
+    def table(self, unit: str, file: str) -> pl.DataFrame:
+        """Read a finished unit's table back, by the name of its file."""
+        entry = next(f for f in self.receipts[unit].files if f.path.endswith(f"/{file}"))
+        return pl.read_parquet(self._files.path(entry))
 
     def activations(self, stage: str, dataset: str, layer: int, index: int) -> np.ndarray:
         """Read finished activations back: ``resid_pre`` of a layer, one stored position.

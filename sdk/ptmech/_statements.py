@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -59,12 +59,27 @@ class Statements:
             If a dataset is named twice, empty, without labels or of one class only, or if there
             is none at all.
         """
-        names = _names(artifact, datasets)
-        tables = [_labelled(artifact, name) for name in names]
-        table = pl.concat(tables)
+        return cls.stack({name: artifact.statements(name) for name in _names(artifact, datasets)})
+
+    @classmethod
+    def stack(cls, tables: Mapping[str, pl.DataFrame]) -> Self:
+        """Stack the rows of datasets.
+
+        Parameters
+        ----------
+        tables
+            The rows of each dataset by its name, as :meth:`Artifact.statements` has them.
+
+        Raises
+        ------
+        DataError
+            If a dataset is empty, without labels or of one class only.
+        """
+        labelled = [_labelled(name, rows) for name, rows in tables.items()]
+        table = pl.concat(labelled)
         return cls(
-            datasets=names,
-            owner=np.repeat(np.arange(len(names)), [rows.height for rows in tables]),
+            datasets=tuple(tables),
+            owner=np.repeat(np.arange(len(labelled)), [rows.height for rows in labelled]),
             labels=table["label"].to_numpy() == 1,
             polarity=table["polarity"].fill_null(1).to_numpy(),
             groups=table["group"].to_numpy().astype(np.str_),
@@ -149,14 +164,29 @@ def _names(artifact: Artifact, datasets: Sequence[str] | None) -> tuple[str, ...
     return chosen
 
 
-def _labelled(artifact: Artifact, dataset: str) -> pl.DataFrame:
-    rows = artifact.statements(dataset)
+def require_both_labels(dataset: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of a dataset if they are true and false statements.
+
+    Raises
+    ------
+    DataError
+        If they are none, without labels or of one class only.
+    """
     if rows.is_empty():
         raise DataError(f"dataset {dataset!r} is empty")
-    labels = artifact.labels(dataset)
-    if labels.all() or not labels.any():
-        kind = "true" if labels.all() else "false"
+    if rows["label"].null_count():
+        raise DataError(
+            f"dataset {dataset!r} has no labels: its rows are not true or false statements"
+        )
+    if rows["label"].n_unique() < 2:
+        kind = "true" if rows["label"][0] == 1 else "false"
         raise DataError(f"dataset {dataset!r} holds {kind} statements only; a probe needs both")
+    return rows
+
+
+def _labelled(dataset: str, rows: pl.DataFrame) -> pl.DataFrame:
     # A row without a group is a group of its own.
     alone = pl.format("{}/{}", "dataset", "source_id")
-    return rows.select("label", "polarity", group=pl.coalesce("group", alone))
+    return require_both_labels(dataset, rows).select(
+        "label", "polarity", group=pl.coalesce("group", alone)
+    )

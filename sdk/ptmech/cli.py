@@ -11,8 +11,9 @@ function that takes the :class:`typer.Typer` application.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from importlib.metadata import entry_points, version
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +23,8 @@ from ptmech.errors import FormatError, IntegrityError, PtmechError
 
 if TYPE_CHECKING:
     from ptmech.artifact import Artifact
+
+Found = TypeVar("Found")
 
 PLUGINS: Final = "ptmech.commands"
 UNMET, DAMAGED, INTERRUPTED = 2, 3, 130
@@ -154,8 +157,13 @@ def truth(
     first, last = _stages(artifact, earlier, later)
     similarity = perspective.similarity(artifact, first, last)
     transfer = perspective.transfer(artifact, first, last, layer, probe=probe)
+    effects = _if_stored(perspective.effects, artifact)
     if as_json:
-        payloads = {"similarity": result_payload(similarity), "transfer": result_payload(transfer)}
+        payloads = {
+            "similarity": result_payload(similarity),
+            "transfer": result_payload(transfer),
+            "effects": None if effects is None else result_payload(effects),
+        }
         print_json({"artifact": artifact.id, "earlier": first, "later": last, **payloads})
         return
     print_table(similarity.frame, f"Truth directions, {first} and {last}: cosines by layer")
@@ -166,6 +174,20 @@ def truth(
         frame.pivot("probe", index="dataset", values="accuracy"),
         f"Accuracy of {probe} probes on the dataset left out, layer {transfer.layer}",
     )
+    if effects is not None:
+        found = effects.frame
+        print_table(
+            found.select(
+                "stage",
+                "direction",
+                "direction_stage",
+                "auroc_before",
+                "p_true_before",
+                "p_false_before",
+                interval(found, "effect", "effect_low", "effect_high"),
+            ),
+            "What truth directions do to TRUE/FALSE answers (0.5 = the model answers by chance)",
+        )
 
 
 def refusal(
@@ -181,22 +203,23 @@ def refusal(
     """Compare the refusal directions of two stages, and show what they do to completions."""
     from ptmech import refusal as perspective
     from ptmech.console import interval, print_json, print_table, result_payload
-    from ptmech.errors import NotStoredError
 
     artifact = _load(ref)
     first, last = _stages(artifact, earlier, later)
     if position is None:
         position = artifact.manifest.defaults.refusal_position
     similarity = perspective.similarity(artifact, first, last, layer, position)
-    try:
-        scores = perspective.scores(artifact)
-    except NotStoredError as error:
-        typer.echo(f"ptmech: {error}", err=True)
-        scores = None
+    scores = _if_stored(perspective.scores, artifact)
+    candidates = {
+        stage: perspective.candidate_scores(artifact, stage)
+        for stage in (first, last)
+        if artifact.extra(f"scores/{stage}/directions.parquet")
+    }
     if as_json:
         payloads = {
             "similarity": result_payload(similarity),
             "scores": None if scores is None else result_payload(scores),
+            "candidates": {stage: result_payload(found) for stage, found in candidates.items()},
         }
         print_json({"artifact": artifact.id, "earlier": first, "later": last, **payloads})
         return
@@ -208,6 +231,12 @@ def refusal(
         shown = scores.frame.with_columns(interval(scores.frame, "refusal_rate", "low", "high"))
         print_table(
             shown.drop("low", "high", "refusals"), "Share of completions that refuse [95 %]"
+        )
+    for stage, found in candidates.items():
+        best = found.frame.sort("refusal_score", nulls_last=True).head(8)
+        print_table(
+            best.drop("harmful_baseline", "harmless_baseline", "n_harmful", "n_harmless"),
+            f"Candidate directions of {stage} that refuse least when ablated",
         )
 
 
@@ -272,7 +301,7 @@ def confidence(
 ) -> None:
     """Compare the entropy-neuron candidates of two stages."""
     from ptmech import confidence as perspective
-    from ptmech.console import cell, print_json, print_line, print_table, result_payload
+    from ptmech.console import cell, interval, print_json, print_line, print_table, result_payload
 
     artifact = _load(ref)
     first, last = _stages(artifact, earlier, later)
@@ -282,8 +311,10 @@ def confidence(
         "chance_overlap": comparison.chance_overlap,
         "mean_ratio_change": comparison.mean_ratio_change,
     }
+    effects = _if_stored(perspective.effects, artifact)
     if as_json:
-        payload = {**summary, **result_payload(comparison)}
+        measured = None if effects is None else result_payload(effects)
+        payload = {**summary, **result_payload(comparison), "effects": measured}
         print_json({"artifact": artifact.id, "earlier": first, "later": last, **payload})
         return
     for stage in (first, last):
@@ -294,6 +325,19 @@ def confidence(
     print_line(
         "  ".join(f"{name.replace('_', ' ')} {cell(value)}" for name, value in summary.items())
     )
+    if effects is not None:
+        found = effects.frame.filter(ablated="each", measure="entropy")
+        print_table(
+            found.select(
+                "stage",
+                "neurons",
+                "effect",
+                interval(found, "change", "change_low", "change_high"),
+                interval(found, "absolute", "absolute_low", "absolute_high"),
+            ),
+            "Entropy, nats: one neuron ablated at a time, mean over the candidates and over random "
+            "neurons",
+        )
 
 
 def _ptmech(
@@ -311,6 +355,17 @@ def _load(ref: str) -> Artifact:
     from ptmech.artifact import load
 
     return load(ref)
+
+
+def _if_stored(read: Callable[[Artifact], Found], artifact: Artifact) -> Found | None:
+    """Read what was measured on running models; say so where the artifact holds none."""
+    from ptmech.errors import NotStoredError
+
+    try:
+        return read(artifact)
+    except NotStoredError as error:
+        typer.echo(f"ptmech: {error}", err=True)
+        return None
 
 
 def _stages(artifact: Artifact, earlier: str | None, later: str | None) -> tuple[str, str]:

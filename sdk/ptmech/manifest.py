@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ptmech.errors import FormatError
+from ptmech.model_sources import HubModel, PackagedModel
 
 FORMAT = 1
 """The artifact format this version writes, and the newest it reads."""
@@ -92,6 +93,8 @@ class Stage(Schema):
     title: str
     model: str
     """Where the weights come from, at which revision; never a path of the building machine."""
+    source: PackagedModel | HubModel | None = None
+    """The same for :func:`ptmech.live.open`; None where they came from a folder."""
     sha256: Mapping[str, Sha256]
     """Digest of each file that makes the weights, by name."""
     architecture: str
@@ -129,7 +132,7 @@ class PartEntry(FileEntry):
 class Extra(FileEntry):
     """A file that is not activations: a table, weight statistics, a grid's chunk, scores."""
 
-    kind: Literal["table", "weights", "trace", "scores"]
+    kind: Literal["table", "weights", "adapter", "trace", "scores"]
     unit: Sha256
 
 
@@ -149,6 +152,10 @@ class Defaults(Schema):
 
     truth_layer: int | None = None
     truth_datasets: tuple[str, ...] = ()
+    truth_asked: str | None = None
+    """Dataset of which models are asked whether its statements are true."""
+    truth_first_layer: int | None = None
+    """First layer at which a truth direction is added; the last one is ``truth_layer``."""
     refusal_layer: int | None = None
     refusal_position: int = -1
     harmful: str = "harmful"

@@ -6,7 +6,7 @@ direction. The wording follows fixed rules that are stated in :func:`summarize`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -57,7 +57,11 @@ def summarize(artifact: Artifact, earlier: str, later: str) -> Summary:
         The earlier *refusal* direction, at the length of the later stage's own, steers the later
         stage if the 95 % intervals of the refusals they cause overlap; in part if it at least
         exceeds a random direction of that length. *Confidence* is regulated by the same neurons if
-        the candidates overlap by more than half.
+        the candidates overlap by more than half and, in both stages, ablating one of them moves the
+        entropy more than ablating a random neuron, with a larger share of it through the final norm
+        (95 % intervals apart, the share above 0). If they overlap and this is not so, or was not
+        tested, it is not shown: a ranking of neurons is no effect of theirs. A share below 0 says
+        that the norm works against the neurons.
 
     Raises
     ------
@@ -108,13 +112,18 @@ def _knowledge(artifact: Artifact, earlier: str, later: str) -> _Finding:
     )
     compared = knowledge.compare(own_earlier, own_later)
     same = compared.pearson > 0.9
+    known = [
+        trace.known[stage]
+        for trace, stage in ((own_earlier, earlier), (own_later, later))
+        if stage in trace.known
+    ]
     strength = float(forward.scaled.max() / own_later.scaled.max())
     return _Finding(
         "yes" if same else "no",
         f"tracing grids correlate by {compared.pearson:.3f}; activations of {earlier} patched into "
         f"{later} work {strength:.2f} times as well as its own",
-        f"{len(own_later.pairs)} pairs of {dataset}; {own_earlier.known[earlier]:.0%} and "
-        f"{own_later.known[later]:.0%} of its facts known",
+        f"{len(own_later.pairs)} pairs of {dataset}"
+        + (f"; {known[0]:.0%} and {known[1]:.0%} of its facts known" if len(known) == 2 else ""),
     )
 
 
@@ -147,16 +156,17 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
     found = refusal.similarity(
         artifact, earlier, later, layer=defaults.refusal_layer, position=defaults.refusal_position
     ).frame.row(0, named=True)
-    added = {
-        row["direction"]: row
-        for row in refusal.scores(artifact)
-        .frame.filter(
-            pl.col("stage") == later,
-            pl.col("prompts") == "harmless",
-            pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in([earlier, later]),
-        )
-        .iter_rows(named=True)
-    }
+    scores = refusal.scores(artifact).frame.filter(
+        pl.col("stage") == later,
+        pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in([earlier, later]),
+    )
+    # Of several lengths the one that is closest to the direction's own.
+    scale = min(scores["scale"].drop_nulls(), key=lambda factor: abs(factor - 1))
+    scores = scores.filter(pl.col("scale").is_null() | (pl.col("scale") == scale))
+    added, ablated = (
+        {row["direction"]: row for row in scores.filter(prompts=kind).iter_rows(named=True)}
+        for kind in ("harmless", "harmful")
+    )
     transferred = added["transferred_own_length"]
     if transferred["high"] >= added["own"]["low"]:
         answer = "yes"
@@ -164,13 +174,25 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
         answer = "in part"
     else:
         answer = "no"
-    rates = {name: f"{row['refusal_rate']:.2f}" for name, row in added.items()}
+    more, fewer = (
+        {name: f"{row['refusal_rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+         for name, row in rows.items()}
+        for rows in (added, ablated)
+    )  # fmt: skip
+    losses = [
+        " / ".join(f"{rows[name]['plain_text_loss']:.2f}" for name in ("own", compared, "random"))
+        for rows, compared in ((added, "transferred_own_length"), (ablated, "transferred"))
+    ]
     return _Finding(
         answer,
-        f"added to harmless prompts in {later}: refusals {rates['none']} -> own direction "
-        f"{rates['own']}, {earlier}'s {rates['transferred']} ({rates['transferred_own_length']} at "
-        f"equal length); their cosine at layer {found['layer']} is {found['cosine']:.3f}",
-        f"a random direction gives {rates['random']}; directions from disjoint halves of the "
+        f"added to harmless prompts in {later}: refusals {more['none']} -> own direction "
+        f"{more['own']}, {earlier}'s {more['transferred']} ({more['transferred_own_length']} at "
+        f"equal length); ablated on harmful ones: {fewer['none']} -> own {fewer['own']}, "
+        f"{earlier}'s {fewer['transferred']}; their cosine at layer {found['layer']} is "
+        f"{found['cosine']:.3f}",
+        f"a random direction gives {more['random']} added, {fewer['random']} ablated; nats a token "
+        f"of plain text {added['none']['plain_text_loss']:.2f}, with own / {earlier}'s / random "
+        f"added {losses[0]}, ablated {losses[1]}; directions from disjoint halves of the "
         f"prompts: {found['split_half_between']:.3f} between the stages, "
         f"{found['split_half_earlier']:.3f} and {found['split_half_later']:.3f} within",
     )
@@ -178,9 +200,52 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
 
 def _confidence(artifact: Artifact, earlier: str, later: str) -> _Finding:
     compared = confidence.compare(artifact, earlier, later)
-    return _Finding(
-        "yes" if compared.overlap > 0.5 else "no",
+    evidence = (
         f"candidates overlap by {compared.overlap:.2f}; their norm / log variance changes by "
-        f"{compared.mean_ratio_change:.4f} on average",
-        f"chance {compared.chance_overlap:.3f}; candidates by weights alone, no causal test",
+        f"{compared.mean_ratio_change:.4f} on average"
     )
+    chance = f"chance {compared.chance_overlap:.3f}"
+    shared = compared.overlap > 0.5
+    try:
+        effects = confidence.effects(artifact).frame.filter(
+            pl.col("stage").is_in([earlier, later]), measure="entropy"
+        )
+    except NotStoredError:
+        effects = pl.DataFrame(schema={"ablated": pl.String})
+    tested = {
+        (row["stage"], row["neurons"], row["effect"]): row
+        for row in effects.filter(ablated="each").iter_rows(named=True)
+    }
+    if not {(stage, "random", "norm") for stage in (earlier, later)} <= tested.keys():
+        return _Finding(
+            "not shown" if shared else "no",
+            evidence,
+            f"{chance}; candidates by weights alone, no causal test",
+        )
+    through = all(
+        tested[stage, "chosen", "total"]["absolute_low"]
+        > tested[stage, "random", "total"]["absolute_high"]
+        and tested[stage, "chosen", "norm"]["share_low"]
+        > max(0.0, tested[stage, "random", "norm"]["share_high"])
+        for stage in (earlier, later)
+    )
+    most = effects.filter(neurons="chosen", ablated="one", effect="total").sort("absolute")
+    return _Finding(
+        ("yes" if through else "not shown") if shared else "no",
+        f"{evidence}; ablating one moves the entropy by "
+        f"{_moved(tested, 'chosen', earlier, later)} (neuron {most['neuron'][-1]} does most, "
+        f"{most['absolute'][-1]:.4f})",
+        f"{chance}; random neurons move it by {_moved(tested, 'random', earlier, later)}",
+    )
+
+
+def _moved(
+    tested: Mapping[tuple[str, str, str], Mapping[str, float]],
+    neurons: str,
+    earlier: str,
+    later: str,
+) -> str:
+    """Say by how much neurons move the entropy in both stages, and how much through the norm."""
+    sizes = " and ".join(f"{tested[s, neurons, 'total']['absolute']:.4f}" for s in (earlier, later))
+    shares = " and ".join(f"{tested[s, neurons, 'norm']['share']:+.2f}" for s in (earlier, later))
+    return f"{sizes} nats, share through the norm {shares}"

@@ -41,8 +41,8 @@ from ptmech.errors import (
     ParityError,
     UnknownNameError,
 )
+from ptmech.live.models.gguf import quiet_transformers
 from ptmech_builder.build import BuildReport
-from ptmech_builder.models.gguf import quiet_transformers
 from ptmech_builder.units import ActivationUnit, Unit
 from ptmech_builder.writer import Writer
 
@@ -276,15 +276,15 @@ def test_directions_are_mean_differences_of_training_rows_at_the_position(
     harmless["positions"] = [-1, -2]
     given: dict[str, dict[str, np.ndarray]] = {}
 
-    import ptmech_builder.scores
+    import ptmech.live.effects.refusal
 
-    whole = ptmech_builder.scores.refusal_scores
+    whole = ptmech.live.effects.refusal.refusal_effects
 
     def noted(*args: Any, stage: str, directions: Any, **rest: Any) -> Any:
         given[stage] = dict(directions)
         return whole(*args, stage=stage, directions=directions, **rest)
 
-    monkeypatch.setattr(ptmech_builder.scores, "refusal_scores", noted)
+    monkeypatch.setattr(ptmech.live.effects.refusal, "refusal_effects", noted)
     root = tmp_path / "artifact"
     build(card_in(tmp_path, recipe), root)
     statements = load(root).statements()
@@ -413,7 +413,8 @@ def killed_build(card: Path, root: Path, *, puts: int) -> None:
             build(card, root)
 
 
-# 3 tables, 7 files of each block, 2 of weights and scores, 8 parts, the manifest: 76 in all.
+# 4 tables, 7 files of each block, 2 of weights and 3 of scores a stage, 2 of the adapter, 8 parts,
+# the manifest: 81 in all.
 @pytest.mark.parametrize("puts", [1, 12, 45, 64, 70, 75])
 def test_a_killed_build_resumes_where_it_was(
     built: Built, recipe: Recipe, tmp_path: Path, made: list[str], puts: int
@@ -468,8 +469,8 @@ def test_an_error_in_a_unit_leaves_its_neighbours(
     assert not (root / "manifest.json").exists()
     assert not (root / "acts" / "tuned").exists()
     report = build(card, root)
-    # Activations and weights of the second stage; the tables and the first stage stand.
-    assert (report.done, report.reused) == (2, 5)
+    # Activations, adapter and weights of the second stage; the tables and the first stage stand.
+    assert (report.done, report.reused) == (3, 5)
 
 
 def test_activations_that_deviate_are_never_written(
@@ -495,13 +496,13 @@ def test_a_site_that_is_not_what_its_name_says_is_never_written(
 ) -> None:
     import ptmech.live.sites
 
-    whole = ptmech.live.sites.architecture_of
+    whole = ptmech.live.sites.find_architecture
 
     def mistaken(model_type: str) -> Any:
         return replace(whole(model_type), mlp_out="post_attention_layernorm")
 
     # Batched and unbatched forwards agree on the wrong tensor: only the definition tells.
-    monkeypatch.setattr(ptmech.live.sites, "architecture_of", mistaken)
+    monkeypatch.setattr(ptmech.live.sites, "find_architecture", mistaken)
     with pytest.raises(ParityError, match="sites of stage 'base'"):
         build(card_in(tmp_path, small(recipe)), tmp_path / "artifact")
     assert not (tmp_path / "artifact" / "acts").exists()
@@ -573,7 +574,13 @@ def test_a_narrowed_build_holds_what_was_asked_for(built: Built, tmp_path: Path)
 def test_narrowing_says_what_it_leaves_out(built: Built) -> None:
     whole = plan_of(built.card)
     assert whole.left_out == ""
-    assert {unit.kind for unit in whole.units} == {"table", "activations", "weights", "scores"}
+    assert {unit.kind for unit in whole.units} == {
+        "table",
+        "activations",
+        "adapter",
+        "weights",
+        "scores",
+    }
     for narrowed in (
         plan_of(built.card, stages=("base",)),
         plan_of(built.card, datasets=("capitals", "harmful")),

@@ -77,12 +77,12 @@ def test_build_makes_the_artifact(recipe: Recipe, tmp_path: Path) -> None:
     card, out = write_card(tmp_path / "card", recipe), tmp_path / "artifact"
     result = fine("build", card, "--out", out, "--device", "cpu")
     assert result.stdout == ""
-    assert "7 units done, 0 reused" in result.stderr
+    assert "8 units done, 0 reused" in result.stderr
     assert "worst deviation from a plain forward" in result.stderr
     before = digests(out)
     assert "manifest.json" in before
     again = fine("build", card, "--out", out, "--device", "cpu")
-    assert "0 units done, 7 reused" in again.stderr
+    assert "0 units done, 8 reused" in again.stderr
     assert digests(out) == before
 
 

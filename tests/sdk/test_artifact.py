@@ -541,6 +541,8 @@ def test_everything_is_readable_without_ptmech(built: Built) -> None:
         path = built.root / entry["path"]
         if path.suffix == ".parquet":
             assert pl.read_parquet(path).height
+        elif path.suffix == ".json":
+            assert json.loads(path.read_text())["peft_type"] == "LORA"
         else:
             assert safetensors.numpy.load_file(path)
 

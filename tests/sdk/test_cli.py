@@ -78,6 +78,7 @@ def test_truth(synthetic, synthetic_path):
     assert payload["similarity"]["rows"] == similarity.to_dicts()
     transfer = truth.transfer(synthetic, "base", "instruct").frame
     assert payload["transfer"]["rows"] == transfer.to_dicts()
+    assert payload["effects"]["rows"] == truth.effects(synthetic).frame.to_dicts()
     text = run("truth", synthetic_path).stdout
     for row in transfer.iter_rows(named=True):
         assert row["dataset"] in text
@@ -135,7 +136,10 @@ def test_confidence(synthetic, synthetic_path):
     assert payload["rows"] == comparison.frame.to_dicts()
     assert payload["overlap"] == comparison.overlap
     lines = run("confidence", synthetic_path, "--n", 3).stdout.splitlines()
-    assert lines[-1].startswith(f"overlap {comparison.overlap:.3f}")
+    assert any(line.startswith(f"overlap {comparison.overlap:.3f}") for line in lines)
+    measured = confidence.effects(synthetic)
+    assert payload["effects"]["rows"] == measured.frame.to_dicts()
+    assert any("one neuron ablated at a time" in line for line in lines)
     first = lines.index("Entropy-neuron candidates of base")
     listed = [int(line.split()[0]) for line in lines[first + 3 : first + 6]]
     assert listed == list(comparison.candidates_earlier)
@@ -177,7 +181,8 @@ def test_version_and_help():
 
 def test_verify_counts(synthetic, synthetic_path):
     result = run("verify", synthetic_path)
-    assert result.stdout == f"ok: 199 files, {synthetic.manifest.total_bytes:,} bytes\n"
+    files = sum(path.is_file() for path in synthetic_path.rglob("*")) - 1  # but manifest.json
+    assert result.stdout == f"ok: {files} files, {synthetic.manifest.total_bytes:,} bytes\n"
     assert run_json("verify", synthetic_path) == {
         "artifact": synthetic.id,
         "ok": True,

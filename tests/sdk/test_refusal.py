@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,7 @@ def test_scores_stack_all_stages(synthetic):
 
 def test_completions_are_what_the_scores_count(synthetic):
     completions = refusal.completions(synthetic)
+    assert completions.equals(refusal.scores(synthetic).completions)
     keys = ["stage", "prompts", "intervention", "direction"]
     counted = completions.group_by(keys).agg(
         pl.col("refused").sum().cast(pl.Int64).alias("counted")
@@ -348,6 +350,62 @@ def test_a_score_table_without_a_column(tmp_path):
 
     with pytest.raises(FormatError, match="'low'"):
         refusal.scores(edited(tmp_path, spoil))
+
+
+def test_stored_candidates_can_be_chosen_from(synthetic):
+    found = refusal.candidate_scores(synthetic, "instruct")
+    assert (found.stage, found.n_layers, found.frame.height) == ("instruct", 4, 20)
+    assert found.frame.filter(layer=0)["refusal_score"].null_count() == 5
+    # As planted: deeper is lower, and so is earlier; layer 3 is pruned, layer 1 does not induce.
+    chosen = found.select()
+    assert (chosen.position, chosen.layer) == (-5, 2)
+    assert chosen.frame.height == 5
+    assert found.select(induce_threshold=-1.0).frame.height == 10
+    assert found.select(prune_layers=0.0).layer == 3
+    with pytest.raises(DataError, match="none of 20"):
+        found.select(kl_threshold=0.01)
+
+
+def test_candidates_that_are_not_stored(tmp_path):
+    def drop(manifest):
+        kept = [entry for entry in manifest.extras if "directions" not in entry.path]
+        return manifest.model_copy(update={"extras": tuple(kept)})
+
+    artifact = edited(tmp_path, drop)
+    with pytest.raises(NotStoredError, match="directions"):
+        refusal.candidate_scores(artifact, "base")
+    with pytest.raises(UnknownNameError, match="did you mean 'base'"):
+        refusal.candidate_scores(artifact, "bsae")
+    assert refusal.scores(artifact).frame.height == 18
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda a: refusal.intervene(a, "base", "bsae"), UnknownNameError, "bsae"),
+        (lambda a: refusal.intervene(a, "base", "base"), DataError, "two different"),
+        (
+            lambda a: refusal.intervene(a, "base", "instruct", stages=["sft"]),
+            UnknownNameError,
+            "unknown stage of this pair 'sft'",
+        ),
+        (lambda a: refusal.intervene(a, "base", "instruct", layer=9), UnknownNameError, "layer"),
+        (
+            lambda a: refusal.intervene(a, "base", "instruct", plain_texts=["a"], prompts=0),
+            DataError,
+            "at least one prompt",
+        ),
+        (lambda a: refusal.intervene(a, "base", "instruct"), NotStoredError, "say plain_texts"),
+        (lambda a: refusal.candidates(a, "sft"), UnknownNameError, "sft"),
+        (lambda a: refusal.candidates(a, "base", positions=[-9]), UnknownNameError, "-9"),
+        (lambda a: refusal.candidates(a, "base", layers=[4]), UnknownNameError, "layer 4"),
+        (lambda a: refusal.candidates(a, "base", split="dev"), DataError, "'dev'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_a_model_is_opened(synthetic, call, kind, words):
+    with pytest.raises(kind, match=words) as caught:
+        call(synthetic)
+    assert "\n" not in str(caught.value)
 
 
 # The choice of a direction
@@ -471,3 +529,16 @@ def test_charts_show_the_numbers(synthetic):
     (rows,) = refusal.scores(synthetic).plot().to_dict()["datasets"].values()
     assert len(rows) == 18
     assert "add transferred own length from base" in {row["condition"] for row in rows}
+    (rows,) = refusal.candidate_scores(synthetic, "base").plot().to_dict()["datasets"].values()
+    assert len(rows) == 60
+
+
+def test_a_chart_of_several_lengths_tells_them_apart(synthetic):
+    scores = refusal.scores(synthetic)
+    added = scores.frame.filter(intervention="add")
+    half = added.with_columns(scale=pl.lit(0.5), refusal_rate=pl.col("refusal_rate") / 2)
+    both = replace(scores, frame=pl.concat([scores.frame, half]))
+    (rows,) = both.plot().to_dict()["datasets"].values()
+    conditions = {row["condition"] for row in rows}
+    assert {"add own from instruct times 0.5", "add own times 1.0"} & conditions
+    assert len({(r["stage"], r["prompts"], r["condition"]) for r in rows}) == both.frame.height

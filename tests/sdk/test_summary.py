@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 from tests.synthetic import write_synthetic_artifact
 
-from ptmech import refusal
+from ptmech import confidence, refusal
 from ptmech.artifact import Artifact, load
 from ptmech.errors import DataError, UnknownNameError
 from ptmech.manifest import canonical_json
@@ -48,6 +50,42 @@ def test_refusal_is_answered_from_the_intervals_of_the_scores(synthetic: Artifac
     assert f"{random['refusal_rate']:.2f}" in found["control"]
 
 
+def test_refusal_shows_ablation_beside_addition_with_intervals(synthetic: Artifact):
+    found = answers(synthetic)["refusal"]
+    scored = refusal.scores(synthetic).frame.filter(stage="instruct")
+    for row in scored.iter_rows(named=True):
+        shown = f"{row['refusal_rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        assert shown in found["control" if row["direction"] == "random" else "evidence"]
+    assert "2.70" in found["control"]
+    assert found["control"].count("2.90 / 2.90 / 2.90") == 2
+
+
+def test_confidence_is_answered_by_the_causal_test(synthetic: Artifact, monkeypatch):
+    found = answers(synthetic)["confidence"]
+    assert found["answer"] == "yes"
+    for said in ("overlap by 1.00", "0.0600 and 0.0600 nats", "+0.67 and +0.67", "0.0600)"):
+        assert said in found["evidence"]
+    assert "random neurons move it by 0.0040 and 0.0040 nats" in found["control"]
+    effects = confidence.effects(synthetic)
+    for column in ("share", "absolute"):
+        # In one stage the candidates do no better than random neurons.
+        weak = effects.frame.with_columns(
+            pl.when(pl.col("stage") == "base", pl.col("neurons") == "chosen")
+            .then(pl.col(f"{column}_low") / 20)
+            .otherwise(pl.col(f"{column}_low"))
+            .alias(f"{column}_low")
+        )
+        monkeypatch.setattr(
+            confidence, "effects", lambda _, weak=weak: replace(effects, frame=weak)
+        )
+        assert answers(synthetic)["confidence"]["answer"] == "not shown"
+    one_stage = replace(effects, frame=effects.frame.filter(stage="base"))
+    monkeypatch.setattr(confidence, "effects", lambda _: one_stage)
+    found = answers(synthetic)["confidence"]
+    assert found["answer"] == "not shown"
+    assert "no causal test" in found["control"]
+
+
 def test_what_an_artifact_lacks_is_not_testable(tmp_path):
     path = write_synthetic_artifact(tmp_path / "bare")
     whole = load(path).manifest
@@ -57,7 +95,7 @@ def test_what_an_artifact_lacks_is_not_testable(tmp_path):
     found = answers(load(path))
     assert found["knowledge"]["answer"] == found["refusal"]["answer"] == NOT_TESTABLE
     assert found["truthfulness"]["answer"] != NOT_TESTABLE
-    assert found["confidence"]["answer"] != NOT_TESTABLE
+    assert found["confidence"]["answer"] == "not shown"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ptmech.live.generation import greedy_tokens
+from ptmech.live.generation import generate_tokens
 from ptmech.refusal import is_refusal
 from ptmech_builder.safety_tuning.losses import rendered
 
@@ -40,7 +40,7 @@ def greedy_replies(
     """
     texts = [rendered(tokenizer, prompt) for prompt in prompts]
     encoded: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return greedy_tokens(model, tokenizer, encoded, max_new_tokens=tokens)
+    return generate_tokens(model, tokenizer, encoded, max_new_tokens=tokens)
 
 
 def refusal_counts(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ptmech_builder.models import ADAPTER_FILES
-from ptmech_builder.models.gguf import quiet_transformers
+from ptmech.live.models import ADAPTER_FILES
+from ptmech.live.models.gguf import quiet_transformers
 from ptmech_builder.safety_tuning.losses import (
     Conversation,
     collate,

@@ -20,9 +20,10 @@ import torch
 import typer
 
 from ptmech.errors import DataError
-from ptmech.live import next_token_loss
-from ptmech_builder.models import ADAPTER_FILES, LoadedModel, PackagedModel, load_model
-from ptmech_builder.models.gguf import sha256_of
+from ptmech.live.generation import next_token_loss
+from ptmech.live.models import ADAPTER_FILES, LoadedModel, load_model
+from ptmech.live.models.gguf import sha256_of
+from ptmech.model_sources import PackagedModel
 from ptmech_builder.safety_tuning.evaluation import greedy_replies, refusal_counts
 from ptmech_builder.safety_tuning.loop import Losses, Recipe, save_adapter, tune, with_adapter
 from ptmech_builder.safety_tuning.losses import Conversation, conversation, end_of_turn

@@ -156,6 +156,48 @@ def compare(
     )
 
 
+def grouped(trace: Trace) -> np.ndarray:
+    """Average the columns of a trace into three groups, for statements in free wording.
+
+    There a column means something else in every pair, but each pair has tokens in which its two
+    statements differ, others, and a last one (Du et al. 2025, section 3). Columns are averaged pair
+    by pair, then the pairs; :func:`compare` takes the result.
+
+    Parameters
+    ----------
+    trace
+        Of pairs that say in which columns they differ.
+
+    Returns
+    -------
+    numpy.ndarray
+        [layers, 3]: differing tokens, the other tokens, the last token. A group that a pair lacks
+        does not count for it; one that no pair has is NaN.
+
+    Raises
+    ------
+    DataError
+        If the trace does not say in which columns its pairs differ.
+
+    Examples
+    --------
+    >>> compare(grouped(first), grouped(second)).pearson  # doctest: +SKIP
+    """
+    differing: list[list[int]] = trace.pairs["differing"].drop_nulls().to_list()
+    if len(differing) < len(trace.grid):
+        raise DataError("this trace does not say in which tokens its pairs differ; build it again")
+    columns = np.arange(len(trace.tokens))
+    last = columns == columns[-1]
+    group = np.array([np.isin(columns, of_pair) for of_pair in differing]) & ~last
+    members = np.stack([group, ~group & ~last, np.broadcast_to(last, group.shape)], axis=1)
+    sums = np.einsum("plc,pgc->plg", trace.grid, members)
+    counts = members.sum(axis=2)[:, None, :]
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    pairs_with = (counts > 0).sum(axis=0)
+    empty = np.full(means.shape[1:], np.nan)
+    return np.divide(means.sum(axis=0), pairs_with, out=empty, where=pairs_with > 0)
+
+
 def compare_stages(
     artifact: Artifact, earlier: str, later: str, dataset: str
 ) -> KnowledgeComparison:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ptmech.artifact import Artifact
 from ptmech.errors import FormatError, NotStoredError, unknown
+from ptmech.knowledge.prompts import PAIR_SCHEMA
 from ptmech.manifest import Schema
 from ptmech.results import Result
 from ptmech.storage.grids import read_group
@@ -19,27 +20,35 @@ from ptmech.storage.grids import read_group
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Trace(Result):
-    """Causal tracing of one dataset, from the runs of one stage into those of another.
+    """Causal tracing of one dataset, from the runs of one model into those of another.
 
-    ``numpy.asarray(trace)`` is ``trace.matrix``. Logit differences are true minus false answer, at
-    the last token.
+    The same whether it was stored with the artifact or made by
+    :func:`ptmech.live.causal_trace`. ``numpy.asarray(trace)`` is ``trace.matrix``. Differences are
+    true minus false answer, after the last token, in the unit of ``measure``.
 
     Attributes
     ----------
     frame
         One row a cell: ``layer``, ``column``, ``token``, ``role``, ``logit_difference`` (mean over
-        the pairs), ``scaled``.
+        the pairs, in the unit of ``measure``), ``scaled``.
     source, target, dataset
         The stage whose true prompts were copied, the stage whose false prompts were patched, and
-        the statements both come from.
+        the statements both come from; the names of the models, and no dataset, for a live trace.
     form
-        ``completion`` (the prompt ends where the object begins).
+        ``completion`` (the prompt ends where the object begins) or ``true_false`` (it asks whether
+        the statement is true).
+    measure
+        ``logit_difference`` of the answers' tokens, or ``log_probability_difference`` of whole
+        answers of several tokens.
+    layers
+        The patched layers, in the order of ``grid``.
     grid
-        [pairs, layers, tokens] float64, the logit difference of each patched run.
+        [pairs, layers, tokens] float64, the difference in each patched run.
     matrix
         [layers, tokens] float64, the mean of ``grid`` over the pairs.
     unpatched
-        [pairs] float64, of the false prompt in the target stage.
+        [pairs] float64, of the run that is patched, left alone: the false prompt in the target
+        stage, or the true one with noise on its subject.
     source_difference
         [pairs] float64, of the true prompt in the target stage.
     scaled
@@ -48,18 +57,21 @@ class Trace(Result):
     tokens
         Text of each column, of the first pair.
     roles
-        Role of each column: ``subject``, ``subject_last``, ``relation``, ``last``, and the name the
-        builder gives to what stands before the subject.
+        Role of each column: ``prefix``, ``subject``, ``subject_last``, ``relation``, ``object``,
+        ``other``, ``last``.
     pairs
-        ``true_uid`` and ``false_uid`` of each pair, in the order of ``grid``.
+        ``true_uid`` and ``false_uid`` of each pair, in the order of ``grid``, and ``differing``,
+        the columns in which its prompts differ (null in artifacts that do not say).
     known
-        Share of the dataset's facts that each stage completes correctly.
+        Share of the dataset's facts that each stage completes correctly; empty if not asked.
     """
 
     source: str
     target: str
     dataset: str
     form: str
+    measure: str
+    layers: tuple[int, ...]
     grid: np.ndarray
     matrix: np.ndarray
     unpatched: np.ndarray
@@ -77,7 +89,7 @@ class Trace(Result):
             role: self.scaled[:, [other == role for other in self.roles]].mean(axis=1)
             for role in dict.fromkeys(self.roles)
         }
-        return pl.DataFrame({"layer": np.arange(len(self.scaled)), **columns})
+        return pl.DataFrame({"layer": self.layers, **columns})
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> np.ndarray:
         return np.array(self.matrix, dtype=dtype, copy=copy)
@@ -157,51 +169,87 @@ def trace(artifact: Artifact, source: str, target: str, dataset: str) -> Trace:
             f"{about.target!r}; build it again"
         )
     grid, unpatched, reached = _fitting(arrays, about, folder)
-    matrix = grid.mean(axis=0)
-    bottom, top = unpatched.mean(), reached.mean()
-    scaled = np.full_like(matrix, np.nan) if top == bottom else (matrix - bottom) / (top - bottom)
-    layers, columns = matrix.shape
-    return Trace(
-        frame=pl.DataFrame(
-            {
-                "layer": np.repeat(np.arange(layers), columns),
-                "column": np.tile(np.arange(columns), layers),
-                "token": list(about.tokens) * layers,
-                "role": list(about.roles) * layers,
-                "logit_difference": matrix.ravel(),
-                "scaled": scaled.ravel(),
-            }
-        ),
+    return make_trace(
+        grid,
+        unpatched,
+        reached,
         artifact=artifact.id,
         arguments={"source": source, "target": target, "dataset": dataset},
+        layers=tuple(range(grid.shape[1])),
         source=source,
         target=target,
         dataset=dataset,
         form=about.form,
+        measure=about.measure,
+        tokens=about.tokens,
+        roles=about.roles,
+        pairs=pl.DataFrame([pair.model_dump() for pair in about.pairs], schema=PAIR_SCHEMA),
+        known=about.known,
+    )
+
+
+def make_trace(
+    grid: np.ndarray,
+    unpatched: np.ndarray,
+    reached: np.ndarray,
+    *,
+    layers: tuple[int, ...],
+    tokens: tuple[str, ...],
+    roles: tuple[str, ...],
+    **facts: Any,
+) -> Trace:
+    """Compute what follows from a grid, and return it as a trace.
+
+    Parameters
+    ----------
+    grid
+        [pairs, layers, tokens].
+    unpatched, reached
+        [pairs]: the differences that become 0 and 1.
+    layers, tokens, roles
+        What layers and columns are.
+    facts
+        The remaining fields of :class:`Trace`.
+    """
+    grid, unpatched, reached = (values.astype(np.float64) for values in (grid, unpatched, reached))
+    matrix = grid.mean(axis=0)
+    bottom, top = unpatched.mean(), reached.mean()
+    scaled = np.full_like(matrix, np.nan) if top == bottom else (matrix - bottom) / (top - bottom)
+    n_layers, columns = matrix.shape
+    return Trace(
+        frame=pl.DataFrame(
+            {
+                "layer": np.repeat(np.array(layers), columns),
+                "column": np.tile(np.arange(columns), n_layers),
+                "token": list(tokens) * n_layers,
+                "role": list(roles) * n_layers,
+                "logit_difference": matrix.ravel(),
+                "scaled": scaled.ravel(),
+            }
+        ),
+        layers=layers,
         grid=grid,
         matrix=matrix,
         unpatched=unpatched,
         source_difference=reached,
         scaled=scaled,
-        tokens=about.tokens,
-        roles=about.roles,
-        pairs=pl.DataFrame(
-            [pair.model_dump() for pair in about.pairs],
-            schema={"true_uid": pl.UInt64, "false_uid": pl.UInt64},
-        ),
-        known=about.known,
+        tokens=tokens,
+        roles=roles,
+        **facts,
     )
 
 
 class _Pair(Schema):
     true_uid: int
     false_uid: int
+    differing: tuple[int, ...] | None = None
 
 
 class _Description(Schema):
     """The attributes of a trace's zarr group."""
 
     form: str
+    measure: str = "logit_difference"
     source: str
     target: str
     dataset: str
@@ -224,14 +272,12 @@ def _describe(attributes: Mapping[str, Any], where: str) -> _Description:
 def _fitting(
     arrays: Mapping[str, np.ndarray], about: _Description, where: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return grid, unpatched and source as float64, if they fit the description."""
+    """Return grid, unpatched and source, if they fit the description."""
     pairs, columns = len(about.pairs), len(about.tokens)
     missing = {"grid", "unpatched", "source"} - arrays.keys()
     if missing:
         raise FormatError(f"{where} lacks the array {min(missing)!r}; build it again")
-    grid, unpatched, reached = (
-        arrays[name].astype(np.float64) for name in ("grid", "unpatched", "source")
-    )
+    grid, unpatched, reached = (arrays[name] for name in ("grid", "unpatched", "source"))
     if (
         grid.ndim != 3
         or (len(grid), grid.shape[2], len(about.roles)) != (pairs, columns, columns)

@@ -2,7 +2,8 @@
 
 A family is a row of :data:`ARCHITECTURES`, keyed by transformers' ``model_type``; nothing else in
 ptmech asks which family a model belongs to. Most decoders name their modules as Llama does, so a
-row states only what differs. A new row counts once a test has shown, on a tiny random model, that
+row states only what differs; one without a row that is built like one that has is found by
+:mod:`ptmech.live.structure`. A new row counts once a test has shown, on a tiny random model, that
 the sites it names obey :func:`ptmech.live.sites.site_self_check`.
 """
 
@@ -12,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
-
-from ptmech.errors import UnsupportedModelError
 
 NormKind = Literal["rms", "layer"]
 
@@ -91,24 +90,3 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {architecture.model_type: architecture for architecture in _ROWS}
 )
 """The supported architectures by ``model_type``."""
-
-
-def architecture_of(model_type: str) -> Architecture:
-    """Look up the row of a ``model_type``.
-
-    Raises
-    ------
-    UnsupportedModelError
-        There is no row; the message lists the supported ones.
-
-    Examples
-    --------
-    >>> architecture_of("gpt2").final_norm
-    'ln_f'
-    """
-    if model_type not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"the sites of model type {model_type!r} are not known; "
-            f"supported: {', '.join(sorted(ARCHITECTURES))}"
-        )
-    return ARCHITECTURES[model_type]

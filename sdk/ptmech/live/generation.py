@@ -1,24 +1,53 @@
-"""What the live model says: greedy completions, next-token logits, loss on plain text.
+"""What the live model says: completions, next-token logits, loss on plain text.
 
 All of it runs under whatever interventions are active. Rows are sorted by length, padded with a
 mask, and returned in the order they came in; neither padding nor the other rows of a batch change
-a result beyond rounding.
+a result beyond rounding, nor which tokens are sampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ptmech.errors import DataError
+from ptmech.live.layout import running_rows
 from ptmech.live.sites import ModelSites
 
 TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw the next token, where it is not simply the likeliest.
+
+    Attributes
+    ----------
+    temperature
+        What logits are divided by; above 0.
+    top_p
+        Only the likeliest tokens that together reach this probability can be drawn; 1 keeps all.
+    seed
+        Each row draws from a stream of its own, decided by the seed and the row's number: the same
+        row gets the same tokens in any batch.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not np.isfinite(self.temperature):
+            raise DataError(f"the temperature must be above 0 and finite, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise DataError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
 
 def pad(rows: Sequence[TokenIds], *, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
@@ -48,15 +77,16 @@ def pad(rows: Sequence[TokenIds], *, side: Literal["left", "right"]) -> tuple[Te
 
 
 @torch.inference_mode()
-def greedy_tokens(
+def generate_tokens(
     model: nn.Module,
     tokenizer: Any,
     token_lists: Sequence[TokenIds],
     *,
     max_new_tokens: int,
+    sampling: Sampling | None = None,
     batch_size: int = 32,
 ) -> list[list[int]]:
-    """Complete prompts greedily, as token ids.
+    """Complete prompts, as token ids.
 
     Parameters
     ----------
@@ -68,6 +98,8 @@ def greedy_tokens(
         Prompts as token ids, special tokens included.
     max_new_tokens
         Length at which a completion is cut off.
+    sampling
+        How to draw tokens; None, the default, takes the likeliest one every time.
     batch_size
         Prompts that run together.
 
@@ -75,8 +107,7 @@ def greedy_tokens(
     -------
     list of list of int
         The new tokens of each prompt, up to and including the one that ends the reply. Sampling
-        settings and penalties that came with the model are ignored: the most likely token is taken
-        every time.
+        settings and penalties that came with the model are ignored.
 
     Raises
     ------
@@ -84,38 +115,41 @@ def greedy_tokens(
         A prompt without tokens.
     """
     sites = ModelSites.of(model)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     replies: list[list[int]] = [[] for _ in token_lists]
     with _plain_generation(model, ends):
-        for batch in _batches(token_lists, batch_size):
+        for batch in batches(token_lists, batch_size):
             input_ids, mask = pad([token_lists[row] for row in batch], side="left")
             runner: Any = model
-            whole = runner.generate(
-                input_ids.to(sites.device),
-                attention_mask=mask.to(sites.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-            )
+            with running_rows(batch, len(token_lists)):
+                whole = runner.generate(
+                    input_ids.to(sites.device),
+                    attention_mask=mask.to(sites.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    logits_processor=_drawing(sampling, batch),
+                )
             for row, new in zip(batch, whole[:, input_ids.shape[1] :].tolist(), strict=True):
                 stop = next((at for at, token in enumerate(new) if token in ends), len(new))
                 replies[row] = new[: stop + 1]
     return replies
 
 
-def greedy_completions(
+def generate_texts(
     model: nn.Module,
     tokenizer: Any,
     token_lists: Sequence[TokenIds],
     *,
     max_new_tokens: int,
+    sampling: Sampling | None = None,
     batch_size: int = 32,
 ) -> list[str]:
-    """Complete prompts greedily, as text.
+    """Complete prompts, as text.
 
     Parameters
     ----------
-    model, tokenizer, token_lists, max_new_tokens, batch_size
-        As for :func:`greedy_tokens`.
+    model, tokenizer, token_lists, max_new_tokens, sampling, batch_size
+        As for :func:`generate_tokens`.
 
     Returns
     -------
@@ -127,10 +161,15 @@ def greedy_completions(
     DataError
         A prompt without tokens.
     """
-    replies = greedy_tokens(
-        model, tokenizer, token_lists, max_new_tokens=max_new_tokens, batch_size=batch_size
+    replies = generate_tokens(
+        model,
+        tokenizer,
+        token_lists,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        batch_size=batch_size,
     )
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     return [
         tokenizer.decode([token for token in reply if token not in ends], skip_special_tokens=True)
         for reply in replies
@@ -152,8 +191,8 @@ def next_token_logits(
     """
     sites = ModelSites.of(model)
     logits = torch.empty(len(token_lists), sites.vocabulary)
-    for batch in _batches(token_lists, batch_size):
-        normed, _ids, mask = _run_body(sites, [token_lists[row] for row in batch])
+    for batch in batches(token_lists, batch_size):
+        normed, _ids, mask = run_body(sites, token_lists, batch)
         last = mask.sum(dim=1) - 1
         rows = normed[torch.arange(len(batch), device=normed.device), last.to(normed.device)]
         logits[batch] = sites.project(rows).float().cpu()
@@ -192,8 +231,8 @@ def next_token_loss(
         raise DataError("the loss of a text needs at least two tokens")
     sites = ModelSites.of(model)
     total, count = 0.0, 0
-    for batch in _batches(token_lists, batch_size):
-        normed, input_ids, mask = _run_body(sites, [token_lists[row] for row in batch])
+    for batch in batches(token_lists, batch_size):
+        normed, input_ids, mask = run_body(sites, token_lists, batch)
         predicted = mask[:, 1:].bool()
         before = normed[:, :-1][predicted.to(normed.device)]
         targets = input_ids[:, 1:][predicted].to(before.device)
@@ -206,15 +245,47 @@ def next_token_loss(
     return total / count
 
 
-def _run_body(sites: ModelSites, rows: Sequence[TokenIds]) -> tuple[Tensor, Tensor, Tensor]:
-    input_ids, mask = pad(rows, side="right")
-    output = sites.body(
-        input_ids=input_ids.to(sites.device), attention_mask=mask.to(sites.device), use_cache=False
-    )
+@torch.inference_mode()
+def token_logits(
+    model: nn.Module, token_lists: Sequence[TokenIds], *, batch_size: int = 8
+) -> list[Tensor]:
+    """Logits [tokens, vocabulary] after every token of each prompt, float32 on the CPU.
+
+    Raises
+    ------
+    DataError
+        No prompts, or a prompt without tokens.
+    """
+    sites = ModelSites.of(model)
+    logits: list[Tensor] = [torch.empty(0)] * len(token_lists)
+    for batch in batches(token_lists, batch_size):
+        normed, _ids, mask = run_body(sites, token_lists, batch)
+        for row, stream, tokens in zip(batch, normed, mask.sum(dim=1).tolist(), strict=True):
+            logits[row] = sites.project(stream[:tokens]).float().cpu()
+    return logits
+
+
+def run_body(
+    sites: ModelSites, token_lists: Sequence[TokenIds], batch: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run some of the rows through the body, padded on the right.
+
+    Returns
+    -------
+    normed, input_ids, mask
+        The stream after the final norm [rows, tokens, d_model], and what :func:`pad` made.
+    """
+    input_ids, mask = pad([token_lists[row] for row in batch], side="right")
+    with running_rows(batch, len(token_lists)):
+        output = sites.body(
+            input_ids=input_ids.to(sites.device),
+            attention_mask=mask.to(sites.device),
+            use_cache=False,
+        )
     return output.last_hidden_state, input_ids, mask
 
 
-def _batches(token_lists: Sequence[TokenIds], batch_size: int) -> list[list[int]]:
+def batches(token_lists: Sequence[TokenIds], batch_size: int) -> list[list[int]]:
     """Row numbers in batches, longest first, so that memory is exhausted at once or never."""
     if not token_lists or not all(len(tokens) for tokens in token_lists):
         raise DataError("prompts must have at least one token, and there must be one")
@@ -222,12 +293,44 @@ def _batches(token_lists: Sequence[TokenIds], batch_size: int) -> list[list[int]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a reply, as the model and its tokenizer name them."""
     config: Any = model.generation_config
     ends: list[int] = []
     for stated in (config.eos_token_id, tokenizer.eos_token_id):
         ends.extend([stated] if isinstance(stated, int) else stated or ())
     return list(dict.fromkeys(ends))
+
+
+def _drawing(sampling: Sampling | None, rows: Sequence[int]) -> Any:
+    """Return the logits processors that turn the likeliest token into a drawn one."""
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    if sampling is None:
+        return LogitsProcessorList()
+    steps: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    return LogitsProcessorList([*steps, _GumbelNoise(sampling.seed, rows)])
+
+
+class _GumbelNoise:
+    """Adds Gumbel noise to logits: their maximum is then a draw from the softmax.
+
+    transformers would draw all rows of a batch from one stream of random numbers, so that a row's
+    tokens would depend on its neighbours; here each row has its own.
+    """
+
+    def __init__(self, seed: int, rows: Sequence[int]) -> None:
+        self._streams = [np.random.default_rng([seed, row]) for row in rows]
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = np.stack([stream.gumbel(size=scores.shape[1]) for stream in self._streams])
+        return scores.double() + torch.from_numpy(noise).to(scores.device)
 
 
 @contextmanager

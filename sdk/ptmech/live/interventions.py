@@ -1,205 +1,55 @@
-"""Interventions as values: removing a direction, adding one, replacing activations.
+"""Interventions as values: what to do to a running model, and where.
 
-An intervention says what to do where; :func:`intervene` does it, in every forward of its ``with``
+:func:`ablate`, :func:`add`, :func:`scale`, :func:`patch`, :func:`mean_ablate` and
+:func:`freeze_final_norm` say what; :func:`intervene` does it, in every forward of its ``with``
 block. Several compose, in one call or in nested blocks: at a common site the one named first, or
 the outer one, acts first, and a later layer or site sees what the earlier ones left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ptmech.errors import DataError
+from ptmech.live.edits import Ablation, Addition, Layers, MeanAblation, Patch, Scaling
+from ptmech.live.frozen_norm import FrozenFinalNorm
+from ptmech.live.layout import LayoutTracker, Positions, parse_positions
 from ptmech.live.sites import ModelSites
 
-Layers = Literal["all"] | int | Sequence[int]
-"""Layers to act in: every one, one, or several."""
+__all__ = [
+    "RESIDUAL_SITES",
+    "Intervention",
+    "Layers",
+    "Positions",
+    "ablate",
+    "add",
+    "freeze_final_norm",
+    "intervene",
+    "mean_ablate",
+    "patch",
+    "scale",
+]
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post")
+"""The three places of a block's residual stream."""
 
 
 class Intervention(Protocol):
     """What :func:`intervene` needs to know; any value of this shape can join in."""
 
-    @property
-    def layers(self) -> Layers:
-        """Where to act: layers."""
+    def check(self, sites: ModelSites) -> None:
+        """Raise if it does not fit the model: a layer, site, neuron or width it does not have."""
         ...
 
-    @property
-    def sites(self) -> Sequence[str]:
-        """Where to act: sites of each of those layers."""
+    def attach(self, sites: ModelSites, layout: LayoutTracker) -> Iterator[RemovableHandle]:
+        """Put it into the model, one handle at a time."""
         ...
-
-    @property
-    def width(self) -> int:
-        """The d_model this intervention is made for."""
-        ...
-
-    def __call__(self, stream: Tensor, /) -> Tensor:
-        """Return what is to stand in place of `stream` [rows, tokens, d_model]."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Ablation:
-    """Remove the component along a unit direction; build it with :func:`ablate`."""
-
-    unit: Tensor
-    layers: Layers
-    sites: Sequence[str]
-
-    @property
-    def width(self) -> int:
-        """Length of the direction."""
-        return self.unit.shape[0]
-
-    def __call__(self, stream: Tensor) -> Tensor:
-        """Project the direction out of every token."""
-        # In half precision the projection would leave a visible remainder.
-        precise = torch.promote_types(stream.dtype, torch.float32)
-        unit = self.unit.to(stream.device, precise)
-        values = stream.to(precise)
-        return (values - (values @ unit).unsqueeze(-1) * unit).to(stream.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Addition:
-    """Add a vector at every token; build it with :func:`add`."""
-
-    vector: Tensor
-    layers: Layers
-    sites: Sequence[str]
-
-    @property
-    def width(self) -> int:
-        """Length of the vector."""
-        return self.vector.shape[0]
-
-    def __call__(self, stream: Tensor) -> Tensor:
-        """Add the vector."""
-        return stream + self.vector.to(stream.device, stream.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """Replace chosen tokens' activations; build it with :func:`patch`."""
-
-    values: Tensor
-    positions: Tensor
-    layers: Layers
-    sites: Sequence[str]
-
-    @property
-    def width(self) -> int:
-        """Width of the stored values."""
-        return self.values.shape[-1]
-
-    def __call__(self, stream: Tensor) -> Tensor:
-        """Write the values over the chosen tokens."""
-        rows, tokens, _width = stream.shape
-        if rows != self.values.shape[0] or tokens <= int(self.positions.max()):
-            raise DataError(
-                f"a patch for {self.values.shape[0]} rows up to token {int(self.positions.max())} "
-                f"does not fit a forward of {rows} rows of {tokens} tokens"
-            )
-        row = torch.arange(rows, device=stream.device).unsqueeze(1)
-        changed = stream.clone()
-        changed[row, self.positions.to(stream.device)] = self.values.to(changed)
-        return changed
-
-
-def ablate(
-    direction: Any, *, layers: Layers = "all", sites: Sequence[str] = RESIDUAL_SITES
-) -> Ablation:
-    """Remove the component along a direction, at every token: ``x - (x . u) u``.
-
-    With the defaults the model can write nothing along the direction anywhere (Arditi et al.,
-    section 2.4).
-
-    Parameters
-    ----------
-    direction
-        Vector [d_model], tensor or array, of any length but zero; only its direction matters.
-    layers, sites
-        Where: every residual site of every layer unless said otherwise.
-
-    Raises
-    ------
-    DataError
-        A direction that is not a finite vector, or is zero.
-    """
-    vector = _vector(direction)
-    length = vector.norm()
-    if length == 0:
-        raise DataError("a direction of length zero cannot be ablated")
-    return Ablation(vector / length, layers, tuple(sites))
-
-
-def add(
-    direction: Any, layers: Layers, *, scale: float = 1.0, sites: Sequence[str] = ("resid_pre",)
-) -> Addition:
-    """Add ``scale * direction`` at every token.
-
-    Parameters
-    ----------
-    direction
-        Vector [d_model], tensor or array, used at its own length.
-    layers
-        Where; usually the one layer the direction was read from.
-    scale
-        Factor of the direction.
-    sites
-        Which tensors of these layers.
-
-    Raises
-    ------
-    DataError
-        A direction or scale that is not finite, or a direction that is not a vector.
-    """
-    return Addition(_vector(_vector(direction) * scale), layers, tuple(sites))
-
-
-def patch(values: Tensor, layer: int, positions: Tensor, *, site: str = "resid_post") -> Patch:
-    """Replace a site's values at chosen tokens, for one whole forward (not for generation).
-
-    Parameters
-    ----------
-    values
-        [rows, positions, d_model]: what to put there.
-    layer
-        The layer.
-    positions
-        Whole numbers [rows, positions], tokens counted from the first of the padded row; or
-        [positions], the same for every row.
-    site
-        The site.
-
-    Raises
-    ------
-    DataError
-        Shapes that do not belong together; in the forward also a patch that does not fit it.
-    """
-    if values.ndim != 3:
-        raise DataError("patch values must have the shape [rows, positions, d_model]")
-    if positions.is_floating_point() or positions.dtype == torch.bool:
-        raise DataError("patch positions must be whole numbers")
-    if positions.ndim == 1:
-        positions = positions.expand(values.shape[0], -1)
-    if positions.shape != values.shape[:2] or positions.numel() == 0:
-        raise DataError(
-            f"patch positions of shape {tuple(positions.shape)} do not belong to values of shape "
-            f"{tuple(values.shape)}"
-        )
-    if int(positions.min()) < 0:
-        raise DataError("patch positions count from the first token; a negative one was given")
-    return Patch(values, positions, layer, (site,))
 
 
 @contextmanager
@@ -219,50 +69,239 @@ def intervene(model: nn.Module, *interventions: Intervention) -> Generator[None]
     UnknownNameError
         A site or layer the model does not have; raised before anything runs.
     DataError
-        A direction of another width than the model's.
+        A direction of another width than the model's, or a neuron it does not have; in a forward,
+        positions that lie outside of a prompt.
 
     Examples
     --------
     Greedy completions without the refusal direction::
 
         with intervene(model, ablate(direction)):
-            greedy_completions(model, tokenizer, prompts, max_new_tokens=32)
+            generate_texts(model, tokenizer, prompts, max_new_tokens=32)
     """
-    model_sites = ModelSites.of(model)
+    sites = ModelSites.of(model)
     for intervention in interventions:
-        if intervention.width != model_sites.d_model:
-            raise DataError(
-                f"an intervention of width {intervention.width} does not fit a residual stream "
-                f"of width {model_sites.d_model}"
-            )
-    places = [
-        (site, layer, intervention)
-        for intervention in interventions
-        for layer in _layers(intervention.layers, model_sites.n_layers)
-        for site in intervention.sites
-    ]
-    for site, layer, _intervention in places:
-        model_sites.check(site, layer)
+        intervention.check(sites)
+    layout = LayoutTracker()
     with ExitStack() as hooks:
-        for site, layer, intervention in places:
-            hooks.callback(model_sites.attach(site, layer, intervention).remove)
+        for handle in layout.attach(sites.body):
+            hooks.callback(handle.remove)
+        for intervention in interventions:
+            for handle in intervention.attach(sites, layout):
+                hooks.callback(handle.remove)
         yield
 
 
-def _layers(layers: Layers, n_layers: int) -> Sequence[int]:
-    if isinstance(layers, int):
-        return (layers,)
-    return range(n_layers) if layers == "all" else tuple(layers)  # type: ignore[arg-type]
+def ablate(
+    direction: Any,
+    *,
+    layers: Layers = "all",
+    sites: Sequence[str] = RESIDUAL_SITES,
+    positions: Positions = "all",
+) -> Ablation:
+    """Remove the component along a direction: ``x - (x . u) u``.
+
+    With the defaults the model can write nothing along the direction anywhere (Arditi et al. 2024,
+    section 2.4).
+
+    Parameters
+    ----------
+    direction
+        Vector [d_model], tensor or array, of any length but zero; only its direction matters.
+    layers, sites, positions
+        Where: every residual site of every layer, at every token, unless said otherwise.
+
+    Raises
+    ------
+    DataError
+        A direction that is not a finite vector, or is zero; positions that are not whole numbers.
+    """
+    return Ablation(
+        unit=_unit(direction),
+        layers=layers,
+        sites=tuple(sites),
+        positions=parse_positions(positions),
+    )
 
 
-def _vector(direction: Any) -> Tensor:
-    vector = torch.as_tensor(direction).detach()
+def add(
+    direction: Any,
+    layers: Layers,
+    *,
+    scale: float = 1.0,
+    positions: Positions = "all",
+    sites: Sequence[str] = ("resid_pre",),
+) -> Addition:
+    """Add ``scale * direction``.
+
+    Parameters
+    ----------
+    direction
+        Vector [d_model], tensor or array, used at its own length.
+    layers
+        Where; usually the one layer the direction was read from.
+    scale
+        Factor of the direction.
+    positions
+        Which tokens; every one, generated ones included, unless said otherwise.
+    sites
+        Which tensors of these layers.
+
+    Raises
+    ------
+    DataError
+        A direction or scale that is not finite, or a direction that is not a vector; positions that
+        are not whole numbers.
+    """
+    vector = _vector(_vector(direction) * scale)
+    return Addition(
+        vector=vector, layers=layers, sites=tuple(sites), positions=parse_positions(positions)
+    )
+
+
+def scale(
+    factor: float,
+    layers: Layers,
+    *,
+    sites: Sequence[str],
+    direction: Any = None,
+    positions: Positions = "all",
+) -> Scaling:
+    """Multiply what a site holds by a factor, or only its component along a direction.
+
+    ``x + (factor - 1) (x . u) u`` with a direction, ``factor * x`` without. A factor of 0 at
+    ``attn_out`` or ``mlp_out`` takes that part of a block away; -1 along a direction mirrors it.
+
+    Parameters
+    ----------
+    factor
+        What to multiply by.
+    layers, sites, positions
+        Where.
+    direction
+        Vector [d_model] of any length but zero, or None for the whole tensor.
+
+    Raises
+    ------
+    DataError
+        A factor that is not finite, a direction that is not a finite vector or is zero, positions
+        that are not whole numbers.
+    """
+    if not torch.isfinite(torch.tensor(factor)):
+        raise DataError(f"a factor must be a finite number, not {factor}")
+    unit = None if direction is None else _unit(direction)
+    return Scaling(
+        factor=float(factor),
+        unit=unit,
+        layers=layers,
+        sites=tuple(sites),
+        positions=parse_positions(positions),
+    )
+
+
+def patch(values: Any, layer: int, positions: Positions, *, site: str = "resid_post") -> Patch:
+    """Replace a site's values at chosen tokens of the prompts.
+
+    Parameters
+    ----------
+    values
+        What to put there: [rows, positions, d_model], a row for each prompt of the call; or
+        [positions, d_model], the same in every row.
+    layer
+        The layer.
+    positions
+        Which tokens of the prompts, as many as there are values: negative numbers count from the
+        end of the prompt, others from its first token; one list for every row, or one a row.
+    site
+        The site.
+
+    Raises
+    ------
+    DataError
+        Shapes that do not belong together, or values that are not finite; in the forward also a
+        patch that does not fit it.
+    """
+    where, what = parse_positions(positions), _tensor(values)
+    if where is None:
+        raise DataError("a patch needs the positions it is to replace, not 'all'")
+    if what.ndim not in (2, 3) or not what.is_floating_point():
+        raise DataError(
+            "patch values must be numbers of the shape [rows, positions, d_model] or "
+            f"[positions, d_model], not {tuple(what.shape)}"
+        )
+    fits = where.shape[-1] == what.shape[-2]
+    if not fits or (where.ndim == 2 and what.ndim == 3 and len(where) != len(what)):
+        raise DataError(
+            f"patch positions of shape {tuple(where.shape)} do not belong to values of shape "
+            f"{tuple(what.shape)}"
+        )
+    if not bool(torch.isfinite(what).all()):
+        raise DataError("patch values must be finite")
+    return Patch(values=what, layers=layer, sites=(site,), positions=where)
+
+
+def mean_ablate(
+    neurons: Sequence[int], means: Any, *, layer: int = -1, positions: Positions = "all"
+) -> MeanAblation:
+    """Hold neurons of an MLP at their mean: the activation that enters the down-projection.
+
+    Parameters
+    ----------
+    neurons
+        Which neurons, from 0.
+    means
+        What to hold them at: the mean of every neuron [d_mlp], as :func:`neuron_means
+        <ptmech.live.effects.neurons.neuron_means>` measures it, or of the chosen ones only.
+    layer
+        The layer; -1, the default, is the last, where entropy neurons are.
+    positions
+        At which tokens.
+
+    Raises
+    ------
+    DataError
+        No neurons, one named twice or by no whole number, or means that are not finite.
+    """
+    chosen = torch.as_tensor(list(neurons))
+    if chosen.numel() == 0 or len(chosen.unique()) != len(chosen):
+        raise DataError("name at least one neuron, and none of them twice")
+    if chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise DataError("neurons are whole numbers")
+    return MeanAblation(chosen.long(), _vector(means), layer, parse_positions(positions))
+
+
+def freeze_final_norm() -> FrozenFinalNorm:
+    """Hold the final norm's scale at what it is without any intervention.
+
+    Every token is divided by the root mean square (or standard deviation) that the same tokens have
+    in the model left alone; the gain, the bias and a LayerNorm's centring stay. What other
+    interventions then change in the logits they change directly, not through the norm: the direct
+    effect of Stolfo et al. (2024), section 3. Costs a second forward without interventions.
+    """
+    return FrozenFinalNorm()
+
+
+def _tensor(values: Any) -> Tensor:
+    # Arrays are copied: those of a result cannot be written to, which torch would warn of.
+    return values.detach() if isinstance(values, Tensor) else torch.tensor(values)
+
+
+def _vector(values: Any) -> Tensor:
+    vector = _tensor(values)
     if not vector.is_floating_point():
         vector = vector.double()
     vector = vector.to(torch.promote_types(vector.dtype, torch.float32))
     if vector.ndim != 1 or not bool(torch.isfinite(vector).all()):
         raise DataError(
-            f"a direction must be a finite vector [d_model], not of shape {tuple(vector.shape)} "
-            "or with values that are not finite"
+            f"expected a finite vector, not values of shape {tuple(vector.shape)} or values that "
+            "are not finite"
         )
     return vector
+
+
+def _unit(direction: Any) -> Tensor:
+    vector = _vector(direction)
+    length = vector.norm()
+    if length == 0:
+        raise DataError("a direction of length zero points nowhere")
+    return vector / length

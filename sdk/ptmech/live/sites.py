@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Self, cast
@@ -26,10 +27,35 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ptmech.errors import DataError, UnsupportedModelError, unknown
-from ptmech.live.architectures import Architecture, NormKind, architecture_of
+from ptmech.live.architectures import Architecture, NormKind
+from ptmech.live.norms import NormParts
+from ptmech.live.structure import find_architecture
+
+PARITY_TOLERANCE: Mapping[str, float] = MappingProxyType(
+    {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+)
+"""Accepted relative deviation by element type; computing in bf16 alone moves values by 3 %."""
 
 Visitor = Callable[[Tensor], Tensor | None]
 """Sees a site's tensor [rows, tokens, d_model]; returns its replacement, or None to leave it."""
+
+
+_SUSPENDED: ContextVar[bool] = ContextVar("ptmech_suspended", default=False)
+
+
+@contextmanager
+def suspended() -> Generator[None]:
+    """Run the model as it is: whatever :meth:`ModelSites.attach` attached does nothing here."""
+    token = _SUSPENDED.set(True)
+    try:
+        yield
+    finally:
+        _SUSPENDED.reset(token)
+
+
+def is_suspended() -> bool:
+    """Tell whether the forward that runs is one of the model as it is."""
+    return _SUSPENDED.get()
 
 
 @dataclass(frozen=True)
@@ -69,11 +95,10 @@ class ModelSites:
         Raises
         ------
         UnsupportedModelError
-            The architecture has no row in :mod:`ptmech.live.architectures`, or the model has no
-            unembedding (a bare body).
+            The architecture has no row in :mod:`ptmech.live.architectures` and is built like none
+            that has, or the model has no unembedding (a bare body).
         """
-        config: Any = getattr(model, "config", None)
-        sites = cls(model, architecture_of(getattr(config, "model_type", type(model).__name__)))
+        sites = cls(model, find_architecture(model))
         try:
             _ = (sites.body, sites.layers, sites.final_norm, sites.unembedding)
         except AttributeError as missing:
@@ -123,6 +148,30 @@ class ModelSites:
         """Number of neurons of the last MLP."""
         return self.w_out.shape[1]
 
+    def width_of_mlp(self, layer: int) -> int:
+        """Return the number of neurons of a layer's MLP.
+
+        Raises
+        ------
+        UnknownNameError
+            A layer the model does not have.
+        """
+        weight = self._weight(self._down_projection(layer))
+        return weight.shape[0 if self.architecture.projections_transposed else 1]
+
+    @property
+    def final_norm_parts(self) -> NormParts:
+        """The final norm taken apart."""
+        return self._parts(self.final_norm)
+
+    def mlp_norm_parts(self, layer: int) -> NormParts | None:
+        """Take apart the norm between a layer's MLP and the stream; None where there is none."""
+        self._check_layer(layer)
+        architecture = self.architecture
+        if architecture.mlp_out == architecture.mlp:
+            return None
+        return self._parts(self.layers[layer].get_submodule(architecture.mlp_out))
+
     @property
     def vocabulary(self) -> int:
         """Number of rows of the unembedding."""
@@ -141,14 +190,16 @@ class ModelSites:
     @property
     def gamma(self) -> Tensor:
         """Gain of the final norm [d_model] as it acts (Gemma stores it less 1), never in 16 bit."""
-        weight = self._weight(self.final_norm)
-        precise = torch.promote_types(weight.dtype, torch.float32)
-        return weight.to(precise) + self.architecture.gain_offset
+        return self.final_norm_parts.gain
 
     @property
     def w_out(self) -> Tensor:
         """Down-projection of the last MLP [d_model, d_mlp]: one column a neuron, not centred."""
-        weight = self._weight(self.layers[-1].get_submodule(self.architecture.down_projection))
+        return self.output_weights(self.n_layers - 1)
+
+    def output_weights(self, layer: int) -> Tensor:
+        """Return the down-projection of a layer's MLP [d_model, d_mlp], as :attr:`w_out`."""
+        weight = self._weight(self._down_projection(layer))
         return weight.T if self.architecture.projections_transposed else weight
 
     def project(self, normed: Tensor) -> Tensor:
@@ -156,13 +207,13 @@ class ModelSites:
         # Two dimensions and contiguous rows: the 3-D path of a large unembedding is many times
         # slower on CPU.
         rows = normed.reshape(-1, normed.shape[-1]).contiguous()
-        logits = self.unembedding(rows)
-        if self.architecture.logit_softcap is not None:
-            config: Any = self.model.config
-            cap = getattr(config, self.architecture.logit_softcap)
-            if cap is not None:
-                logits = cap * torch.tanh(logits / cap)
-        return logits.reshape(*normed.shape[:-1], -1)
+        return self.cap(self.unembedding(rows)).reshape(*normed.shape[:-1], -1)
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Return logits as the model's softcap leaves them, where there is one."""
+        name = self.architecture.logit_softcap
+        cap: float | None = None if name is None else getattr(self.model.config, name)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def unembed(self, resid: Tensor) -> Tensor:
         """Logits [..., vocabulary] of a residual stream [..., d_model]: norm, unembedding, softcap.
@@ -181,8 +232,7 @@ class ModelSites:
         """
         if site not in SITES:
             raise unknown("site", site, SITES)
-        if layer not in range(self.n_layers):
-            raise unknown("layer", layer, range(self.n_layers))
+        self._check_layer(layer)
 
     def attach(self, site: str, layer: int, visitor: Visitor) -> RemovableHandle:
         """Call `visitor` with the site's tensor in every forward, until the handle is removed.
@@ -198,6 +248,25 @@ class ModelSites:
             return module.register_forward_pre_hook(hook, with_kwargs=True)
         return module.register_forward_hook(_output_hook(visitor))
 
+    def attach_neurons(self, layer: int, visitor: Visitor) -> RemovableHandle:
+        """Call `visitor` with a layer's neuron activations [rows, tokens, d_mlp].
+
+        These are the inputs of the MLP's down-projection. Otherwise as :meth:`attach`.
+        """
+        hook = _input_hook(visitor, in_place=False)
+        return self._down_projection(layer).register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _parts(self, norm: nn.Module) -> NormParts:
+        return NormParts.of(norm, self.norm_kind, self.architecture.gain_offset)
+
+    def _down_projection(self, layer: int) -> nn.Module:
+        self._check_layer(layer)
+        return self.layers[layer].get_submodule(self.architecture.down_projection)
+
+    def _check_layer(self, layer: int) -> None:
+        if layer not in range(self.n_layers):
+            raise unknown("layer", layer, range(self.n_layers))
+
     @staticmethod
     def _weight(module: nn.Module) -> Tensor:
         return cast(Tensor, module.weight).detach()
@@ -205,6 +274,8 @@ class ModelSites:
 
 def _input_hook(visitor: Visitor, *, in_place: bool) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_suspended():
+            return None
         stream: Tensor = args[0] if args else kwargs["hidden_states"]
         changed = visitor(stream)
         if changed is None:
@@ -222,6 +293,8 @@ def _input_hook(visitor: Visitor, *, in_place: bool) -> Callable[..., Any]:
 def _output_hook(visitor: Visitor) -> Callable[..., Any]:
     # Attention returns a tuple, blocks return a tensor in transformers 5 and a tuple before.
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if is_suspended():
+            return None
         several = isinstance(output, tuple)
         changed = visitor(output[0] if several else output)
         if changed is None:
@@ -308,8 +381,8 @@ def site_self_check(model: nn.Module, input_ids: Tensor) -> float:
     """Prove on one forward that the sites are what their definitions say.
 
     Checked at every layer and token: ``resid_mid = resid_pre + attn_out``, ``resid_post =
-    resid_mid + mlp_out``, ``resid_pre`` equal to the ``resid_post`` below it, and ``unembed`` of
-    the last ``resid_post`` equal to the model's logits.
+    resid_mid + mlp_out``, ``resid_pre`` equal to the ``resid_post`` below it, ``unembed`` of the
+    last ``resid_post`` equal to the model's logits, and the final norm equal to its parts.
 
     Parameters
     ----------
@@ -329,7 +402,11 @@ def site_self_check(model: nn.Module, input_ids: Tensor) -> float:
     wanted = [(site, layer) for site in SITES for layer in range(sites.n_layers)]
     with torch.inference_mode(), record(model, wanted, everywhere) as found:
         logits = model(input_ids).logits
-        deviations = [_relative(sites.unembed(found["resid_post", sites.n_layers - 1]), logits)]
+        last, parts = found["resid_post", sites.n_layers - 1], sites.final_norm_parts
+        deviations = [
+            _relative(sites.unembed(last), logits),
+            _relative(parts.normed(last, parts.scale(last)), sites.final_norm(last)),
+        ]
     for layer in range(sites.n_layers):
         pre, middle, post = (found[s, layer] for s in ("resid_pre", "resid_mid", "resid_post"))
         deviations.append(_relative(pre + found["attn_out", layer], middle))

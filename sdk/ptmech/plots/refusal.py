@@ -84,10 +84,13 @@ def _refusal_scores(result: Any, alt: Any) -> Any:
     origin = pl.when(pl.col("direction").str.starts_with("transferred")).then(
         pl.lit("from ") + pl.col("direction_stage")
     )
+    several = result.frame["scale"].drop_nulls().n_unique() > 1
+    factor = pl.when(pl.lit(several)).then(pl.lit("times ") + pl.col("scale").cast(pl.String))
     condition = pl.concat_str(
         "intervention",
         pl.col("direction").str.replace_all("_", " "),
         origin,
+        factor,
         separator=" ",
         ignore_nulls=True,
     )
@@ -143,6 +146,33 @@ def _refusal_scores(result: Any, alt: Any) -> Any:
         )
         .resolve_scale(y="independent")
         .properties(title="Completions that refuse")
+    )
+
+
+@chart("DirectionScores")
+def _direction_scores(result: Any, alt: Any) -> Any:
+    """Scores of each candidate by layer, a line for each position."""
+    titles = {
+        "refusal_score": "refusal score, ablated (harmful)",
+        "steering_score": "refusal score, added (harmless)",
+        "kl_div_score": "KL divergence, ablated (harmless)",
+    }
+    frame = result.frame.unpivot(
+        list(titles), index=["position", "layer", "norm"], variable_name="score"
+    ).with_columns(pl.col("score").replace_strict(titles))
+    return (
+        alt.Chart(frame)
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("layer:Q", title="layer (resid_pre)", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("value:Q", title="nats"),
+            color=_position_colour(alt),
+            tooltip=["position", "layer", alt.Tooltip("value:Q", format=".3f"), "norm"],
+        )
+        .properties(width=220, height=240)
+        .facet(column=alt.Column("score:N", title=None, sort=list(titles.values())))
+        .resolve_scale(y="independent")
+        .properties(title=f"Candidate refusal directions of {result.stage}")
     )
 
 

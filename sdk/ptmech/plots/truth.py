@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any
 
 import polars as pl
@@ -120,4 +121,80 @@ def _truth_transfer(result: Any, alt: Any) -> Any:
         )
         .resolve_scale(color="independent")
         .properties(width=560, height={"step": 40})
+    )
+
+
+@chart("TruthEffects")
+def _truth_effects(result: Any, alt: Any) -> Any:
+    """Effect of each direction in each stage, with intervals and the answers it started from."""
+    directions = ["own", "transferred", "random"]
+    measured = [name for name, kind in result.frame.schema.items() if kind == pl.Float64]
+    texts: dict[str, list[str]] = {"model": [], "condition": [], "value": []}
+    for row in result.frame.iter_rows(named=True):
+        texts["model"].append(
+            f"{row['stage']}: before, P is {row['p_true_before']:+.2f} for true and "
+            f"{row['p_false_before']:+.2f} for false statements, AUROC {row['auroc_before']:.2f}"
+        )
+        source = f" from {row['direction_stage']}" if row["direction"] == "transferred" else ""
+        texts["condition"].append(f"{row['direction']}{source}")
+        texts["value"].append(
+            f"{row['effect']:.3f}  [{row['effect_low']:.3f}, {row['effect_high']:.3f}]"
+        )
+    frame = result.frame.drop("layers").with_columns(**{k: pl.Series(v) for k, v in texts.items()})
+    # The scale always shows a complete effect, so that a small one looks small.
+    reached = [0.0, 1.0, *frame["effect_low"], *frame["effect_high"]]
+    domain = [
+        pick(value for value in reached if value is not None and not isnan(value))
+        for pick in (min, max)
+    ]
+    base = alt.Chart(frame).encode(
+        y=alt.Y(
+            "condition:N",
+            title=None,
+            sort=frame.sort(pl.col("direction").cast(pl.Enum(directions)), maintain_order=True)[
+                "condition"
+            ]
+            .unique(maintain_order=True)
+            .to_list(),
+            axis=alt.Axis(labelLimit=240),
+        ),
+        tooltip=[
+            "stage",
+            "condition",
+            "dataset",
+            "layer",
+            "n",
+            *(alt.Tooltip(f"{name}:Q", format=".3f") for name in measured),
+        ],
+    )
+    bars = base.mark_bar(height={"band": 0.6}).encode(
+        x=alt.X(
+            "effect:Q",
+            title="share of the way to the other answer",
+            scale=alt.Scale(domain=domain),
+            stack=None,
+        ),
+        color=alt.Color(
+            "direction:N",
+            legend=None,
+            scale=alt.Scale(domain=directions, range=[*COLOURS[:2], COLOURS[4]]),
+        ),
+    )
+    whiskers = base.mark_rule(strokeWidth=1.5).encode(x="effect_low:Q", x2="effect_high:Q")
+    numbers = base.mark_text(align="left", dx=6, fontSize=11).encode(
+        x="effect_high:Q", text="value:N"
+    )
+    return (
+        alt.layer(bars, whiskers, numbers)
+        .properties(width=480, height={"step": 28})
+        .facet(
+            row=alt.Row(
+                "model:N",
+                title=None,
+                sort=frame["model"].unique(maintain_order=True).to_list(),
+                header=alt.Header(orient="top", labelAngle=0, labelAnchor="start", labelLimit=640),
+            )
+        )
+        .resolve_scale(y="independent")
+        .properties(title="Truth directions added to false statements, subtracted from true ones")
     )

@@ -18,6 +18,14 @@ _COLUMNS: Final[Mapping[str, Any]] = {
     "kl_div_score": pl.Float64,
 }
 
+PRUNED_DEPTH: Final = 0.2
+"""Share of the depth, from the top, whose directions are not considered."""
+
+
+def unpruned(n_layers: int, prune_layers: float = PRUNED_DEPTH) -> int:
+    """Return the first layer that is not considered."""
+    return int(n_layers * (1.0 - prune_layers))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SelectedDirection:
@@ -41,7 +49,7 @@ def select_direction(
     frame: pl.DataFrame | Sequence[Mapping[str, Any]] | Any,
     n_layers: int,
     kl_threshold: float = 0.1,
-    prune_layers: float = 0.2,
+    prune_layers: float = PRUNED_DEPTH,
     induce_threshold: float = 0.0,
 ) -> SelectedDirection:
     """Choose the refusal direction among the candidates of every position and layer.
@@ -107,7 +115,7 @@ def select_direction(
     )
     survivors = candidates.drop_nulls().filter(
         finite,
-        pl.col("layer") < int(n_layers * (1.0 - prune_layers)),
+        pl.col("layer") < unpruned(n_layers, prune_layers),
         pl.col("kl_div_score") <= kl_threshold,
         pl.col("steering_score") >= induce_threshold,
     )

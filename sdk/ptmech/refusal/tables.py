@@ -1,4 +1,4 @@
-"""Refusal rates and completions that were measured live when the artifact was built."""
+"""Refusal rates and completions: what they look like, and those that an artifact holds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import polars as pl
 
+from ptmech._score_tables import stacked
 from ptmech.artifact import Artifact
-from ptmech.errors import FormatError, NotStoredError
 from ptmech.results import Result
 
 _CONDITION: Final[Mapping[str, Any]] = {
@@ -31,12 +31,15 @@ SCORES: Final[Mapping[str, Any]] = {
     "high": pl.Float64,
     "plain_text_loss": pl.Float64,
 }
+"""Columns of the refusal rates."""
 COMPLETIONS: Final[Mapping[str, Any]] = {
     **_CONDITION,
+    "scale": pl.Float64,
     "row_uid": pl.UInt64,
     "completion": pl.String,
     "refused": pl.Boolean,
 }
+"""Columns of the completions they are counted from."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -48,17 +51,26 @@ class RefusalScores(Result):
     frame
         ``stage`` (the model that was run), ``prompts`` (``harmful`` or ``harmless``),
         ``intervention`` (``none``, ``ablate``, ``add``), ``direction`` (``none``, ``own``,
-        ``transferred``, ``transferred_own_length``, ``random``), ``direction_stage`` (where a
-        transferred direction comes from), ``layer``, ``scale`` (factor of an added direction),
-        ``length`` (of the added vector), ``n``, ``refusals``,
-        ``refusal_rate``, ``low`` and ``high`` (95 % Wilson interval), ``plain_text_loss`` (nats a
-        token on plain text under the same intervention). Read every rate beside the random
-        direction's and beside the loss: a broken model does not refuse either.
+        ``transferred``, ``transferred_own_length``, ``random``), ``direction_stage`` (where the
+        direction comes from), ``layer``, ``scale`` (factor of an added direction), ``length`` (of
+        the added vector), ``n``, ``refusals``, ``refusal_rate``, ``low`` and ``high`` (95 % Wilson
+        interval), ``plain_text_loss`` (nats a token on plain text under the same intervention).
+        Read every rate beside the random direction's and beside the loss: a broken model does not
+        refuse either.
+    completions
+        What the rates were counted from: the same first five columns and ``scale``, ``row_uid``
+        (join it with :meth:`ptmech.Artifact.statements` for the prompt), ``completion``,
+        ``refused``.
     """
+
+    completions: pl.DataFrame
 
 
 def scores(artifact: Artifact) -> RefusalScores:
     """Read the refusal rates that were measured when the artifact was built.
+
+    They come from the same code as :func:`ptmech.refusal.intervene`, with directions added at
+    ``resid_pre`` of the card's layer.
 
     Returns
     -------
@@ -73,7 +85,10 @@ def scores(artifact: Artifact) -> RefusalScores:
         If a table lacks a column.
     """
     return RefusalScores(
-        frame=_stacked(artifact, "refusal", SCORES), artifact=artifact.id, arguments={}
+        frame=stacked(artifact, "refusal", SCORES, what="refusal scores"),
+        completions=stacked(artifact, "completions", COMPLETIONS, what="refusal completions"),
+        artifact=artifact.id,
+        arguments={},
     )
 
 
@@ -83,8 +98,7 @@ def completions(artifact: Artifact) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        ``stage``, ``prompts``, ``intervention``, ``direction``, ``direction_stage``, ``row_uid``
-        (join it with :meth:`Artifact.statements` for the prompt), ``completion``, ``refused``.
+        As :attr:`RefusalScores.completions`.
 
     Raises
     ------
@@ -93,29 +107,4 @@ def completions(artifact: Artifact) -> pl.DataFrame:
     FormatError
         If a table lacks a column.
     """
-    return _stacked(artifact, "completions", COMPLETIONS)
-
-
-def _stacked(artifact: Artifact, table: str, columns: Mapping[str, Any]) -> pl.DataFrame:
-    """Stack one score table of all stages that have it."""
-    frames: list[pl.DataFrame] = []
-    for stage in artifact.stages:
-        path = f"scores/{stage}/{table}.parquet"
-        if artifact.extra(path) is None:
-            continue
-        frame = artifact.table(path)
-        missing = [name for name in columns if name not in frame.columns]
-        if missing:
-            raise FormatError(f"{path} lacks the column {missing[0]!r}; build it again")
-        try:
-            typed = frame.with_columns(pl.col(name).cast(kind) for name, kind in columns.items())
-        except pl.exceptions.PolarsError as error:
-            reason = str(error).partition("\n")[0]
-            raise FormatError(f"{path} does not fit its columns: {reason}") from error
-        frames.append(typed)
-    if not frames:
-        raise NotStoredError(
-            f"{artifact.id} holds no refusal {'scores' if table == 'refusal' else table}: "
-            "its card does not ask for them"
-        )
-    return pl.concat(frames, how="diagonal_relaxed")
+    return stacked(artifact, "completions", COMPLETIONS, what="refusal completions")

@@ -19,15 +19,19 @@ from tests.tiny_models import (
 )
 
 from ptmech.errors import DataError, UnknownNameError
+from ptmech.live.effects.refusal import refusal_effects
+from ptmech.live.model import LiveModel
+from ptmech.refusal import is_refusal as opens_with_refusal
 from ptmech.refusal.tables import COMPLETIONS, SCORES
-from ptmech_builder.scores import refusal_scores
 
-LAYER, SCALE, STEPS = 1, 0.8, 5
-TOKENIZER = word_tokenizer([f"word{number}" for number in range(VOCABULARY - 2)])
+ORACLES = ("llama", "gpt2", "gemma2", "qwen3")
+LAYER, SCALES, STEPS = 1, (0.8, -1.5), 5
+TOKENIZER: Any = word_tokenizer([f"word{number}" for number in range(VOCABULARY - 2)])
 _random = np.random.default_rng(2)
 HUGE = 2**63 + 11  # row_uid fills 64 bits
-HARMFUL = {HUGE + at: _random.integers(2, 40, size=3 + at).tolist() for at in range(6)}
-HARMLESS = {7 + at: _random.integers(2, 40, size=8 - at).tolist() for at in range(5)}
+SHARED = [9, 4, 31, 17, 22]  # as chat prompts, these begin alike
+HARMFUL = {HUGE + at: SHARED + _random.integers(2, 40, size=3 + at).tolist() for at in range(6)}
+HARMLESS = {7 + at: SHARED + _random.integers(2, 40, size=8 - at).tolist() for at in range(5)}
 PLAIN = [_random.integers(2, 40, size=size).tolist() for size in (9, 4, 12)]
 DIRECTIONS = {
     "sft": _random.normal(size=D_MODEL) * 4,
@@ -41,7 +45,11 @@ def is_refusal(text: str) -> bool:
     return sum(map(ord, text)) % 3 == 0
 
 
-def score(**changes: Any) -> Any:
+def live(model_type: str = "llama") -> LiveModel:
+    return LiveModel(tiny_model(model_type), TOKENIZER, "tiny")
+
+
+def score(model: LiveModel | None = None, **changes: Any) -> Any:
     arguments: dict[str, Any] = {
         "stage": "sft",
         "layer": LAYER,
@@ -51,11 +59,21 @@ def score(**changes: Any) -> Any:
         "plain_texts": PLAIN,
         "is_refusal": is_refusal,
         "max_new_tokens": STEPS,
-        "scale": SCALE,
+        "scales": SCALES,
         "seed": 3,
-        "batch_size": 4,
+        "batch_size": 16,
     }
-    return refusal_scores(tiny_model(), TOKENIZER, **{**arguments, **changes})
+    return refusal_effects(model or live(), **{**arguments, **changes})
+
+
+@pytest.fixture(scope="module", params=ORACLES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def every(family: str) -> Any:
+    return score(live(family))
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +118,10 @@ def agrees(line: dict[str, Any], texts: dict[int, str], expected: dict[int, str]
 
 @pytest.mark.parametrize(("prompts", "rows"), [("harmful", HARMFUL), ("harmless", HARMLESS)])
 def test_the_baseline_is_the_model_left_alone(
-    found: Any, prompts: str, rows: dict[int, list[int]]
+    family: str, every: Any, prompts: str, rows: dict[int, list[int]]
 ) -> None:
-    model = tiny_model()
-    line, texts = of_condition(found, prompts=prompts, intervention="none")
+    model = tiny_model(family)
+    line, texts = of_condition(every, prompts=prompts, intervention="none")
     assert agrees(line, texts, completions_by_hand(model, rows))
     assert line["plain_text_loss"] == pytest.approx(loss_by_hand(model), rel=1e-5)
     assert (line["direction"], line["direction_stage"]) == ("none", None)
@@ -111,12 +129,14 @@ def test_the_baseline_is_the_model_left_alone(
 
 
 @pytest.mark.parametrize("source", list(DIRECTIONS))
-def test_ablation_acts_on_harmful_prompts_at_every_site(found: Any, source: str) -> None:
-    model = tiny_model()
+def test_ablation_acts_on_harmful_prompts_at_every_site(
+    family: str, every: Any, source: str
+) -> None:
+    model = tiny_model(family)
     unit = torch.from_numpy(DIRECTIONS[source] / np.linalg.norm(DIRECTIONS[source])).float()
     with blocks_by_hand(model, lambda _s, _l, x: x - (x * unit).sum(-1, keepdim=True) * unit):
         expected, loss = completions_by_hand(model, HARMFUL), loss_by_hand(model)
-    line, texts = of_condition(found, intervention="ablate", direction_stage=source)
+    line, texts = of_condition(every, intervention="ablate", direction_stage=source)
     assert agrees(line, texts, expected)
     assert line["plain_text_loss"] == pytest.approx(loss, rel=1e-4)
     assert line["direction"] == ("own" if source == "sft" else "transferred")
@@ -124,6 +144,7 @@ def test_ablation_acts_on_harmful_prompts_at_every_site(found: Any, source: str)
     assert (line["scale"], line["length"]) == (None, None)
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(
     ("direction", "source"),
     [
@@ -135,11 +156,11 @@ def test_ablation_acts_on_harmful_prompts_at_every_site(found: Any, source: str)
     ],
 )
 def test_addition_acts_on_harmless_prompts_at_one_layer(
-    found: Any, direction: str, source: str
+    family: str, every: Any, direction: str, source: str, scale: float
 ) -> None:
-    model = tiny_model()
+    model = tiny_model(family)
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in DIRECTIONS.items()}
-    length = SCALE * lengths["sft" if direction == "transferred_own_length" else source]
+    length = scale * lengths["sft" if direction == "transferred_own_length" else source]
     vector = torch.from_numpy(DIRECTIONS[source] / lengths[source] * length).float()
     handle = blocks(model)[LAYER].register_forward_pre_hook(
         lambda _module, args: (args[0] + vector, *args[1:])
@@ -147,18 +168,67 @@ def test_addition_acts_on_harmless_prompts_at_one_layer(
     expected, loss = completions_by_hand(model, HARMLESS), loss_by_hand(model)
     handle.remove()
     line, texts = of_condition(
-        found, intervention="add", direction=direction, direction_stage=source
+        every, intervention="add", direction=direction, direction_stage=source, scale=scale
     )
     assert agrees(line, texts, expected)
     assert line["plain_text_loss"] == pytest.approx(loss, rel=1e-4)
-    assert (line["prompts"], line["layer"], line["scale"]) == ("harmless", LAYER, SCALE)
-    assert line["length"] == pytest.approx(length)
+    assert (line["prompts"], line["layer"]) == ("harmless", LAYER)
+    assert line["length"] == pytest.approx(abs(length))
+
+
+def test_addition_at_all_three_sites_of_the_layer(family: str) -> None:
+    model = tiny_model(family)
+    vector = torch.from_numpy(DIRECTIONS["sft"]).float()
+    with blocks_by_hand(model, lambda _s, layer, x: x + vector if layer == LAYER else x):
+        expected, loss = completions_by_hand(model, HARMLESS), loss_by_hand(model)
+    sites = ("resid_pre", "resid_mid", "resid_post")
+    line, texts = of_condition(
+        score(live(family), sites=sites, scales=[1.0]), intervention="add", direction="own"
+    )
+    assert agrees(line, texts, expected)
+    assert line["plain_text_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 14, 1000])
+def test_who_shares_a_batch_changes_no_completion(family: str, every: Any, batch_size: int) -> None:
+    again = score(live(family), batch_size=batch_size)
+    assert again.completions.equals(every.completions)
+
+
+def test_prompts_need_not_begin_alike() -> None:
+    harmful = {**HARMFUL, 1: [3]}
+    line, texts = of_condition(score(harmful=harmful), prompts="harmful", intervention="none")
+    assert agrees(line, texts, completions_by_hand(tiny_model(), harmful))
+
+
+def test_completions_end_where_the_tokenizer_says() -> None:
+    model = live()
+    free = completions_by_hand(model.model, HARMFUL)
+    said = TOKENIZER.convert_tokens_to_ids(free[HUGE + 2].split())
+    end = said[2]
+    model.model.generation_config.eos_token_id = [end]
+    expected = {
+        uid: TOKENIZER.decode(
+            complete_by_hand(model.model, tokens, steps=STEPS, ends={end, 1}),
+            skip_special_tokens=True,
+        )
+        for uid, tokens in HARMFUL.items()
+    }
+    assert expected != free
+    line, texts = of_condition(score(model), prompts="harmful", intervention="none")
+    assert agrees(line, texts, expected)
+
+
+def test_refusals_are_told_by_their_phrases_unless_said_otherwise(found: Any) -> None:
+    completions = score(is_refusal=opens_with_refusal).completions
+    assert completions.equals(found.completions.with_columns(refused=pl.lit(value=False)))
 
 
 def test_the_random_direction_has_the_own_length_and_hangs_on_the_seed(found: Any) -> None:
-    own_length = SCALE * np.linalg.norm(DIRECTIONS["sft"])
-    line, _texts = of_condition(found, intervention="add", direction="random")
-    assert line["length"] == pytest.approx(own_length)
+    for scale in SCALES:
+        line, _texts = of_condition(found, intervention="add", direction="random", scale=scale)
+        own_length = np.linalg.norm(scale * DIRECTIONS["sft"])
+        assert line["length"] == pytest.approx(own_length)
     again, other = score(), score(seed=4)
     assert again.scores.equals(found.scores)
     assert again.completions.equals(found.completions)
@@ -170,9 +240,9 @@ def test_the_random_direction_has_the_own_length_and_hangs_on_the_seed(found: An
 def test_the_tables_have_one_line_a_condition_and_one_a_completion(found: Any) -> None:
     assert found.scores.schema == SCORES
     assert found.completions.schema == COMPLETIONS
-    conditions = ["prompts", "intervention", "direction", "direction_stage"]
-    assert found.scores.height == 2 + 4 + 6 == found.scores.select(conditions).n_unique()
-    assert found.completions.height == 5 * len(HARMFUL) + 7 * len(HARMLESS)
+    conditions = ["prompts", "intervention", "direction", "direction_stage", "scale"]
+    assert found.scores.height == 2 + 4 + 2 * 6 == found.scores.select(conditions).n_unique()
+    assert found.completions.height == 5 * len(HARMFUL) + 13 * len(HARMLESS)
     counted = found.completions.group_by(conditions).agg(pl.col("refused").sum())
     joined = found.scores.join(counted, on=conditions, nulls_equal=True)
     assert joined.height == found.scores.height
@@ -196,25 +266,14 @@ def test_a_single_stage_has_no_transferred_directions() -> None:
 
 
 def test_the_model_is_itself_again_also_after_an_error() -> None:
-    model = tiny_model()
+    model = live()
 
     def fail(_text: str) -> bool:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        refusal_scores(
-            model,
-            TOKENIZER,
-            stage="sft",
-            layer=LAYER,
-            directions=DIRECTIONS,
-            harmful=HARMFUL,
-            harmless=HARMLESS,
-            plain_texts=PLAIN,
-            is_refusal=fail,
-            max_new_tokens=1,
-        )
-    assert hook_count(model) == 0
+        score(model, is_refusal=fail)
+    assert hook_count(model.model) == 0
 
 
 @pytest.mark.parametrize(
@@ -225,6 +284,11 @@ def test_the_model_is_itself_again_also_after_an_error() -> None:
         ({"harmful": {}}, DataError, "no harmful prompts"),
         ({"harmless": {}}, DataError, "no harmless prompts"),
         ({"plain_texts": []}, DataError, "no plain texts"),
+        ({"scales": []}, DataError, "scales"),
+        ({"scales": [1.0, 1.0]}, DataError, "each once"),
+        ({"scales": [np.nan]}, DataError, "finite"),
+        ({"sites": []}, DataError, "resid_pre, resid_mid, resid_post"),
+        ({"sites": ["resid_prae"]}, UnknownNameError, "did you mean 'resid_pre'"),
         ({"directions": {"sft": np.zeros(D_MODEL)}}, DataError, "direction of sft"),
         ({"directions": {"sft": np.ones(3)}}, DataError, r"shape is \(3,\)"),
         ({"directions": {**DIRECTIONS, "base": np.full(D_MODEL, np.inf)}}, DataError, "of base"),

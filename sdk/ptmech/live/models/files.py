@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ptmech.errors import ArtifactNotFoundError, IntegrityError, PrerequisiteError
-from ptmech_builder.models.gguf import converted_folder, sha256_of
-from ptmech_builder.models.sources import (
+from ptmech.live.models.gguf import converted_folder, sha256_of
+from ptmech.model_sources import (
     FolderModel,
     Frozen,
     HubModel,
@@ -45,6 +45,12 @@ class ModelIdentity(Frozen):
     source: str
     weights: dict[str, str]
     adapter: dict[str, str] | None = None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of every file, by name; the adapter's as ``adapter/<name>``."""
+        adapter = {f"adapter/{name}": sha for name, sha in (self.adapter or {}).items()}
+        return {**self.weights, **adapter}
 
     @property
     def digest(self) -> str:

@@ -1,23 +1,4 @@
-"""Confidence: the neurons that regulate entropy, and whether post-training changes them.
-
-An entropy neuron writes long vectors into directions that the unembedding nearly ignores, and so
-sets the scale of the final norm rather than any logit (Stolfo et al. 2024). Candidates are known
-from the weights alone: a large norm with a small logit variance. :func:`neurons` gives what an
-artifact stores about the neurons of a stage's last MLP, :func:`compare` sets the candidates of two
-stages side by side (Du et al. 2025, section 6). The formulas are those of
-:mod:`ptmech.unembedding`, which works on plain weight matrices; its functions are available here
-too.
-
-Candidates are a ranking, not a finding: whether such a neuron acts through the final norm is only
-known after ablating it in the live model.
-
-Examples
---------
->>> import ptmech as sdk
->>> artifact = sdk.load("artifacts/demo")  # doctest: +SKIP
->>> result = sdk.confidence.compare(artifact, "base", "instruct")  # doctest: +SKIP
->>> result.overlap, result.chance_overlap  # doctest: +SKIP
-"""
+"""Candidates for entropy neurons, from stored weight statistics, and how two stages share them."""
 
 from __future__ import annotations
 
@@ -31,23 +12,7 @@ from scipy.stats import hypergeom
 from ptmech.artifact import Artifact
 from ptmech.errors import AlignmentError, unknown
 from ptmech.results import Result
-from ptmech.unembedding import (
-    Convention,
-    entropy_neurons,
-    logit_variance,
-    null_space_fraction,
-)
-
-__all__ = [
-    "ConfidenceComparison",
-    "Convention",
-    "chance_overlap",
-    "compare",
-    "entropy_neurons",
-    "logit_variance",
-    "neurons",
-    "null_space_fraction",
-]
+from ptmech.unembedding import Convention, entropy_neurons
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -118,6 +83,47 @@ def neurons(artifact: Artifact, stage: str) -> pl.DataFrame:
     return artifact.table(f"weights/{stage}/neurons.parquet").sort("neuron")
 
 
+def candidates(
+    artifact: Artifact,
+    stage: str,
+    *,
+    convention: Convention = "folded_centered",
+    norm_quantile: float = 0.75,
+    n: int = 10,
+) -> tuple[int, ...]:
+    """Return a stage's candidates for entropy neurons, the smallest logit variance first.
+
+    Parameters
+    ----------
+    artifact
+        An artifact with weight statistics.
+    stage
+        Name of the stage.
+    convention, norm_quantile, n
+        As for :func:`compare`.
+
+    Raises
+    ------
+    UnknownNameError
+        If the stage or the convention does not exist.
+    NotStoredError
+        If the artifact holds no weight statistics of it.
+    DataError
+        If the quantile is outside 0 to 1, or ``n`` is below one.
+
+    Examples
+    --------
+    >>> candidates(artifact, "base", n=5)  # doctest: +SKIP
+    """
+    _require_convention(convention)
+    return _candidates(_judged(neurons(artifact, stage), convention, norm_quantile, n))
+
+
+def candidates_of(table: pl.DataFrame, *, norm_quantile: float = 0.75, n: int = 10) -> list[int]:
+    """Return the candidates among the neurons of a table as :func:`neurons` returns it."""
+    return list(_candidates(_judged(table, "folded_centered", norm_quantile, n)))
+
+
 def compare(
     artifact: Artifact,
     earlier: str,
@@ -161,8 +167,7 @@ def compare(
     --------
     >>> compare(artifact, "base", "instruct", n=5).plot()  # doctest: +SKIP
     """
-    if convention not in get_args(Convention):
-        raise unknown("convention", convention, get_args(Convention))
+    _require_convention(convention)
     artifact.pair(earlier, later)  # refuses unknown stages and twice the same
     first, last = (
         _judged(neurons(artifact, stage), convention, norm_quantile, n)
@@ -180,21 +185,21 @@ def compare(
         .filter(pl.col("candidate_earlier") | pl.col("candidate_later"))
         .sort("logit_variance_earlier", "neuron")
     )
-    candidates = [_candidates(judged) for judged in (first, last)]
-    shared = set(candidates[0]) & set(candidates[1])
+    chosen = [_candidates(judged) for judged in (first, last)]
+    shared = set(chosen[0]) & set(chosen[1])
     return ConfidenceComparison(
         frame=frame,
         neurons=pl.concat(
             judged.drop("rank").insert_column(0, pl.lit(stage).alias("stage"))
             for stage, judged in ((earlier, first), (later, last))
         ),
-        candidates_earlier=candidates[0],
-        candidates_later=candidates[1],
+        candidates_earlier=chosen[0],
+        candidates_later=chosen[1],
         overlap=len(shared) / max(frame.height, 1),
         chance_overlap=chance_overlap(
             eligible=(int(first["eligible"].sum()), int(last["eligible"].sum())),
             eligible_in_both=int((first["eligible"] & last["eligible"]).sum()),
-            picked=(len(candidates[0]), len(candidates[1])),
+            picked=(len(chosen[0]), len(chosen[1])),
         ),
         mean_ratio_change=_mean_absolute(frame["ratio_later"] - frame["ratio_earlier"]),
         artifact=artifact.id,
@@ -247,6 +252,11 @@ def chance_overlap(
 
 _JUDGED = ("norm", "logit_variance", "ratio", "null_space_fraction", "candidate")
 """Columns that the frame of a comparison has once for each stage."""
+
+
+def _require_convention(convention: str) -> None:
+    if convention not in get_args(Convention):
+        raise unknown("convention", convention, get_args(Convention))
 
 
 def _judged(

@@ -25,17 +25,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ptmech.errors import ArtifactNotFoundError, IntegrityError, PrerequisiteError
-from ptmech_builder.models import (
-    FolderModel,
-    HubModel,
-    ModelSource,
-    PackagedModel,
+from ptmech.live.models import gguf as gguf_cache
+from ptmech.live.models import (
     load_model,
     load_shape,
     load_tokenizer,
     model_identity,
 )
-from ptmech_builder.models import gguf as gguf_cache
+from ptmech.model_sources import FolderModel, HubModel, ModelSource, PackagedModel
 
 RANK, ALPHA = 2, 6
 ADAPTED = ("q_proj", "down_proj")
@@ -447,5 +444,5 @@ def test_a_damaged_cache_is_one_clear_error(
 
 
 def test_reading_cards_needs_no_torch() -> None:
-    code = "import sys, ptmech_builder.models; sys.exit('torch' in sys.modules)"
+    code = "import sys, ptmech.live.models; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

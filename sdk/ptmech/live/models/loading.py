@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ptmech_builder.models.files import ModelIdentity, local_folder, model_identity, pinned
-from ptmech_builder.models.gguf import quiet_transformers
-from ptmech_builder.models.sources import Frozen, ModelSource, PackagedModel
+from ptmech.errors import ArtifactNotFoundError, DataError, unknown
+from ptmech.live.models.files import ModelIdentity, local_folder, model_identity, pinned
+from ptmech.live.models.gguf import quiet_transformers
+from ptmech.manifest import StoredDtype
+from ptmech.model_sources import FolderModel, Frozen, HubModel, ModelSource, PackagedModel
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +48,28 @@ class LoadedModel:
     identity: ModelIdentity
 
 
+def source_of(id_or_path: str | Path, revision: str | None) -> ModelSource:
+    """Say where the weights of an id or a folder come from.
+
+    Raises
+    ------
+    DataError
+        A revision of a folder.
+    ArtifactNotFoundError
+        Neither a folder nor what an id on the Hub looks like.
+    """
+    folder = Path(id_or_path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise DataError(f"{str(id_or_path)!r} is a local folder: it takes no revision")
+        return FolderModel(path=folder)
+    if isinstance(id_or_path, Path) or str(id_or_path).count("/") != 1:
+        raise ArtifactNotFoundError(
+            f"{str(id_or_path)!r} is neither a folder nor the id of a model on the Hub (owner/name)"
+        )
+    return HubModel(hub=str(id_or_path), revision=revision or "main")
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a source without its weights.
 
@@ -76,15 +100,53 @@ def load_shape(source: ModelSource) -> ModelShape:
     PrerequisiteError, IntegrityError, ArtifactNotFoundError
         As in :func:`model_identity`.
     """
-    from transformers import AutoConfig
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ptmech.live.architectures import architecture_of
+    from ptmech.live.structure import find_architecture
 
     with quiet_transformers():
-        whole = AutoConfig.from_pretrained(local_folder(source, with_weights=False))
-    config = whole.get_text_config()
-    architecture_of(config.model_type)  # raises for one whose sites are not known
+        config = AutoConfig.from_pretrained(local_folder(source, with_weights=False))
+        config = config.get_text_config()
+        with torch.device("meta"):
+            find_architecture(AutoModelForCausalLM.from_config(config))
     return ModelShape(n_layers=config.num_hidden_layers, d_model=config.hidden_size)
+
+
+def pick_device(wanted: str) -> str:
+    """Say which torch device to use: ``"auto"`` is the GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    DataError
+        A device that cannot be used here.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"device {wanted!r} cannot be used: {reason}") from error
+    return wanted
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's element type of that name.
+
+    Raises
+    ------
+    UnknownNameError
+        It is not one of those that artifacts are computed and stored in.
+    """
+    import torch
+
+    known = get_args(StoredDtype)
+    if name not in known:
+        raise unknown("dtype", name, known)
+    return getattr(torch, name)
 
 
 def load_model(

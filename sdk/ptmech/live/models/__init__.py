@@ -5,29 +5,31 @@ revision, or a folder. Whatever it is, it ends as a folder of safetensors on thi
 there on every stage is loaded by the same few lines.
 """
 
-from ptmech_builder.models.files import ADAPTER_FILES, ModelIdentity, model_identity
-from ptmech_builder.models.loading import (
+from ptmech.live.models.files import ADAPTER_FILES, ModelIdentity, model_identity, pinned
+from ptmech.live.models.loading import (
     LoadedModel,
     ModelShape,
     load_model,
     load_shape,
     load_tokenizer,
+    pick_device,
+    source_of,
     tokenizer_digest,
+    torch_dtype,
 )
-from ptmech_builder.models.sources import FolderModel, HubModel, ModelSource, PackagedModel
 
 __all__ = [
     "ADAPTER_FILES",
-    "FolderModel",
-    "HubModel",
     "LoadedModel",
     "ModelIdentity",
     "ModelShape",
-    "ModelSource",
-    "PackagedModel",
     "load_model",
     "load_shape",
     "load_tokenizer",
     "model_identity",
+    "pick_device",
+    "pinned",
+    "source_of",
     "tokenizer_digest",
+    "torch_dtype",
 ]

@@ -1,0 +1,223 @@
+"""Interventions that change tensors in place of a model's own.
+
+They are values; :mod:`ptmech.live.interventions` has the functions that make them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from ptmech.errors import DataError, unknown
+from ptmech.live.layout import LayoutTracker, edit_tokens
+from ptmech.live.sites import ModelSites
+
+Layers = Literal["all"] | int | Sequence[int]
+"""Layers to act in: every one, one, or several."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SiteEdit(ABC):
+    """A change of the vectors at some sites.
+
+    Attributes
+    ----------
+    layers, sites
+        Where it acts.
+    positions
+        At which tokens: None for all, else whole numbers as
+        :func:`ptmech.live.layout.parse_positions` returns them.
+    """
+
+    layers: Layers
+    sites: tuple[str, ...]
+    positions: Tensor | None = None
+
+    @property
+    def width(self) -> int | None:
+        """The d_model this edit is made for; None if it fits any."""
+        return None
+
+    @abstractmethod
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return what is to stand in place of `values` [..., d_model]."""
+
+    def check(self, sites: ModelSites) -> None:
+        """Raise for layers, sites or a width the model does not have."""
+        if self.width not in (None, sites.d_model):
+            raise DataError(
+                f"an intervention of width {self.width} does not fit a residual stream of width "
+                f"{sites.d_model}"
+            )
+        for layer in self._chosen_layers(sites):
+            for site in self.sites:
+                sites.check(site, layer)
+
+    def attach(self, sites: ModelSites, layout: LayoutTracker) -> Iterator[RemovableHandle]:
+        """Put the edit at each of its places."""
+        for layer in self._chosen_layers(sites):
+            for site in self.sites:
+                yield sites.attach(site, layer, lambda stream: self.edited(stream, layout))
+
+    def edited(self, stream: Tensor, layout: LayoutTracker) -> Tensor | None:
+        """Return the stream [rows, tokens, d_model] with the chosen tokens changed."""
+        return edit_tokens(stream, self.positions, layout, self)
+
+    def _chosen_layers(self, sites: ModelSites) -> Sequence[int]:
+        if isinstance(self.layers, int):
+            return (self.layers,)
+        if isinstance(self.layers, str):
+            return range(sites.n_layers) if self.layers == "all" else self._no_layers()
+        return tuple(self.layers)
+
+    def _no_layers(self) -> Sequence[int]:
+        raise DataError(f"layers are 'all' or whole numbers, not {self.layers!r}")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ablation(SiteEdit):
+    """Remove the component along a unit vector [d_model]."""
+
+    unit: Tensor
+
+    @property
+    @override
+    def width(self) -> int:
+        return self.unit.shape[0]
+
+    @override
+    def __call__(self, values: Tensor) -> Tensor:
+        # In half precision the projection would leave a visible remainder.
+        precise = torch.promote_types(values.dtype, torch.float32)
+        unit = self.unit.to(values.device, precise)
+        exact = values.to(precise)
+        return (exact - (exact @ unit).unsqueeze(-1) * unit).to(values.dtype)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Addition(SiteEdit):
+    """Add a vector [d_model]."""
+
+    vector: Tensor
+
+    @property
+    @override
+    def width(self) -> int:
+        return self.vector.shape[0]
+
+    @override
+    def __call__(self, values: Tensor) -> Tensor:
+        return values + self.vector.to(values.device, values.dtype)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scaling(SiteEdit):
+    """Multiply by a factor: everything, or the component along a unit vector [d_model]."""
+
+    factor: float
+    unit: Tensor | None = None
+
+    @property
+    @override
+    def width(self) -> int | None:
+        return None if self.unit is None else self.unit.shape[0]
+
+    @override
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.unit is None:
+            return values * self.factor
+        precise = torch.promote_types(values.dtype, torch.float32)
+        unit = self.unit.to(values.device, precise)
+        exact = values.to(precise)
+        along = (exact @ unit).unsqueeze(-1) * unit
+        return (exact + (self.factor - 1) * along).to(values.dtype)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Patch(SiteEdit):
+    """Replace activations: `values` [positions, d_model] for every row, or [rows, ...]."""
+
+    values: Tensor
+
+    @property
+    @override
+    def width(self) -> int:
+        return self.values.shape[-1]
+
+    @override
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.values.to(values.device, values.dtype)
+
+    @override
+    def edited(self, stream: Tensor, layout: LayoutTracker) -> Tensor | None:
+        if self.positions is None:
+            raise DataError("a patch needs the positions it is to replace")
+        index, present = layout.layout.locate(self.positions, stream)
+        if not bool(present.any()):
+            return None
+        values = self.values
+        values = layout.layout.of_rows(values, "a patch") if values.ndim == 3 else values
+        rows, columns = present.nonzero(as_tuple=True)
+        changed = stream.clone()
+        new = values.to(changed).expand(len(stream), -1, -1)
+        changed[rows, index[rows, columns]] = new[rows, columns]
+        return changed
+
+
+@dataclass(frozen=True, eq=False)
+class MeanAblation:
+    """Hold neurons of one MLP at given activations.
+
+    Attributes
+    ----------
+    neurons
+        Whole numbers [neurons].
+    means
+        [d_mlp], or [neurons] for the chosen ones only.
+    layer
+        The layer, or -1 for the last.
+    positions
+        At which tokens; None for all.
+    """
+
+    neurons: Tensor
+    means: Tensor
+    layer: int
+    positions: Tensor | None
+
+    def check(self, sites: ModelSites) -> None:
+        """Raise for a layer or neurons the model does not have."""
+        width = sites.width_of_mlp(self._layer(sites))
+        missing = self.neurons[(self.neurons < 0) | (self.neurons >= width)]
+        if len(missing):
+            raise unknown("neuron", int(missing[0]), range(width))
+        if len(self.means) not in (width, len(self.neurons)):
+            raise DataError(
+                f"{len(self.means)} means belong neither to the {width} neurons of the layer nor "
+                f"to the {len(self.neurons)} chosen ones"
+            )
+
+    def attach(self, sites: ModelSites, layout: LayoutTracker) -> Iterator[RemovableHandle]:
+        """Put it before the layer's down-projection."""
+        layer = self._layer(sites)
+        whole = len(self.means) == sites.width_of_mlp(layer)
+        means = self.means[self.neurons] if whole else self.means
+
+        def held(activations: Tensor) -> Tensor:
+            changed = activations.clone()
+            changed[..., self.neurons.to(changed.device)] = means.to(changed)
+            return changed
+
+        yield sites.attach_neurons(
+            layer, lambda activations: edit_tokens(activations, self.positions, layout, held)
+        )
+
+    def _layer(self, sites: ModelSites) -> int:
+        return sites.n_layers - 1 if self.layer == -1 else self.layer

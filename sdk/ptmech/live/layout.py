@@ -1,0 +1,272 @@
+"""Where the tokens of a running forward stand in their prompts.
+
+A hook sees a padded tensor [rows, tokens, d_model]; whoever intervenes thinks of "the last token of
+the prompt". Between the two stand padding on either side, a key-value cache that has swallowed the
+prompt already, and batches that hold only some of the rows, in another order. This module keeps
+track of all three, so that an intervention means the same in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ptmech.errors import DataError
+from ptmech.live.sites import is_suspended
+
+Positions = Literal["all"] | int | Sequence[int] | Sequence[Sequence[int]] | Tensor
+"""Tokens to act on: ``"all"``, generated ones included; or tokens of the prompt, negative numbers
+from its end (-1 the last), others from its first token. One list for every row, or one a row."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which of a caller's rows a forward holds, and how many rows the caller has."""
+
+    rows: tuple[int, ...]
+    total: int
+
+
+_BATCH: ContextVar[Batch | None] = ContextVar("ptmech_batch", default=None)
+
+
+@contextmanager
+def running_rows(rows: Sequence[int], total: int) -> Generator[None]:
+    """Announce which of `total` rows the forwards in this block hold, in their order."""
+    token = _BATCH.set(Batch(tuple(rows), total))
+    try:
+        yield
+    finally:
+        _BATCH.reset(token)
+
+
+def parse_positions(positions: Positions) -> Tensor | None:
+    """Bring positions into one form: None for all, else whole numbers [positions] or [rows, ...].
+
+    Raises
+    ------
+    DataError
+        Positions that are not whole numbers in one of the shapes above.
+    """
+    if isinstance(positions, str):
+        if positions != "all":
+            raise DataError(f"positions are 'all' or whole numbers, not {positions!r}")
+        return None
+    try:
+        parsed = torch.as_tensor(positions)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"positions must be whole numbers, as many in every row: {error}") from None
+    if parsed.ndim > 2 or parsed.numel() == 0:
+        raise DataError(
+            "positions must have the shape [positions] or [rows, positions], not "
+            f"{tuple(parsed.shape)}"
+        )
+    if parsed.is_floating_point() or parsed.dtype == torch.bool:
+        raise DataError("positions must be whole numbers")
+    return parsed.long().reshape(1) if parsed.ndim == 0 else parsed.long()
+
+
+def prompt_indices(positions: Positions, lengths: Sequence[int]) -> Tensor:
+    """Turn positions into indices counted from the first token of each prompt.
+
+    Parameters
+    ----------
+    positions
+        ``"all"`` for prompts of equally many tokens.
+    lengths
+        Tokens of each prompt.
+
+    Returns
+    -------
+    Tensor
+        Whole numbers [rows, positions].
+
+    Raises
+    ------
+    DataError
+        A position outside of a prompt, or ``"all"`` with prompts of several lengths.
+    """
+    length = torch.tensor(lengths).unsqueeze(1)
+    parsed = parse_positions(positions)
+    if parsed is None:
+        if len(set(lengths)) > 1:
+            raise DataError(
+                "positions='all' needs prompts of equally many tokens; these have "
+                f"{min(lengths)} to {max(lengths)}"
+            )
+        parsed = torch.arange(lengths[0])
+    elif parsed.ndim == 2 and len(parsed) != len(lengths):
+        raise DataError(f"positions for {len(parsed)} rows do not fit {len(lengths)} prompts")
+    parsed = parsed.expand(len(lengths), -1)
+    indices = torch.where(parsed < 0, length + parsed, parsed)
+    outside = (indices < 0) | (indices >= length)
+    if bool(outside.any()):
+        row = int(outside.any(dim=1).nonzero()[0])
+        raise DataError(
+            f"position {int(parsed[row][outside[row]][0])} lies outside of prompt {row}, which has "
+            f"{lengths[row]} tokens"
+        )
+    return indices
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The rows of a running forward.
+
+    Attributes
+    ----------
+    first, end
+        Whole numbers [rows]: the first token of each prompt and the one after its last, counted
+        over padding and cache.
+    past
+        Tokens that the cache held before this forward.
+    batch
+        Which of the caller's rows these are.
+    """
+
+    first: Tensor
+    end: Tensor
+    past: int
+    batch: Batch
+
+    def of_rows(self, values: Tensor, what: str) -> Tensor:
+        """Pick what belongs to the rows of this forward from values of all rows.
+
+        Raises
+        ------
+        DataError
+            Values of another number of rows than the caller has.
+        """
+        if values.shape[0] != self.batch.total:
+            raise DataError(
+                f"{what} for {values.shape[0]} rows do not fit a call with {self.batch.total} rows"
+            )
+        return values[torch.tensor(self.batch.rows, device=values.device)]
+
+    def locate(self, positions: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Say where positions of the prompts are in the running forward.
+
+        Parameters
+        ----------
+        positions
+            [positions] or [rows of the caller, positions].
+        stream
+            What the forward is at, [rows, tokens, ...].
+
+        Returns
+        -------
+        index, present
+            Both [rows, positions], on the stream's device: the token of this forward, and whether
+            it holds it at all.
+
+        Raises
+        ------
+        DataError
+            A position outside of a prompt.
+        """
+        if positions.ndim == 2:
+            positions = self.of_rows(positions, "positions")
+        positions = positions.to(self.first.device).expand(len(self.first), -1)
+        start, end = self.first.unsqueeze(1), self.end.unsqueeze(1)
+        whole = torch.where(positions < 0, end + positions, start + positions)
+        outside = (whole < start) | (whole >= end)
+        if bool(outside.any()):
+            row = int(outside.any(dim=1).nonzero()[0])
+            length = int(self.end[row] - self.first[row])
+            wrong = int(positions[row][outside[row]][0])
+            raise DataError(f"position {wrong} lies outside of a prompt of {length} tokens")
+        index = (whole - self.past).to(stream.device)
+        return index, (index >= 0) & (index < stream.shape[1])
+
+
+class LayoutTracker:
+    """Follows the forwards of a model's body and knows the layout of the one that runs."""
+
+    def __init__(self) -> None:
+        self._layout: Layout | None = None
+        self._running = False
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the forward that runs.
+
+        Raises
+        ------
+        DataError
+            No forward of the body runs, as in a sweep over blocks, or its mask does not tell tokens
+            from padding.
+        """
+        if self._layout is None or not self._running:
+            raise DataError(
+                "an intervention at positions needs a whole forward with an attention mask "
+                "[rows, tokens] or without any; act on positions='all' instead"
+            )
+        return self._layout
+
+    def attach(self, body: nn.Module) -> Iterator[RemovableHandle]:
+        """Watch every forward of `body` until the handles are removed."""
+        yield body.register_forward_pre_hook(self._watch, with_kwargs=True)
+        yield body.register_forward_hook(self._leave, always_call=True)
+
+    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if not is_suspended():
+            self._running = False
+
+    def _watch(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_suspended():  # a forward inside of the one that is to be known
+            return
+        self._running = True
+        given = args[0] if args else kwargs.get("input_ids")
+        if given is None:
+            given = kwargs["inputs_embeds"]
+        rows, tokens = given.shape[:2]
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        batch = _BATCH.get() or Batch(tuple(range(rows)), rows)
+        before = self._layout
+        # A forward that goes on from a cache filled in this block brings generated tokens: the
+        # prompts are the ones before.
+        if past and before is not None and before.batch.rows == batch.rows:
+            self._layout = replace(before, past=past)
+            return
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(rows, past + tokens, dtype=torch.long, device=given.device)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or len(batch.rows) != rows:
+            self._layout = None
+            return
+        real = mask.bool().long()
+        first = real.argmax(dim=1)
+        end = real.shape[1] - real.flip(dims=(1,)).argmax(dim=1)
+        self._layout = Layout(first, end, past, batch)
+
+
+Edit = Callable[[Tensor], Tensor]
+"""Changes activations [..., width], each token for itself."""
+
+
+def edit_tokens(stream: Tensor, positions: Tensor | None, layout: LayoutTracker, edit: Edit) -> Any:
+    """Return a stream [rows, tokens, width] with an edit applied to chosen tokens; None if to none.
+
+    Parameters
+    ----------
+    positions
+        As :func:`parse_positions` returns them; None stands for every token.
+    """
+    if positions is None:
+        return edit(stream)
+    index, present = layout.layout.locate(positions, stream)
+    if not bool(present.any()):
+        return None
+    rows, columns = present.nonzero(as_tuple=True)
+    tokens = index[rows, columns]
+    changed = stream.clone()
+    changed[rows, tokens] = edit(stream[rows, tokens])
+    return changed

@@ -1,0 +1,323 @@
+"""A model one can ask and change: any stage of an artifact, or any supported causal model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from ptmech.errors import (
+    DataError,
+    ParityError,
+)
+from ptmech.live.generation import (
+    Sampling,
+    batches,
+    generate_texts,
+    next_token_logits,
+    next_token_loss,
+    run_body,
+    token_logits,
+)
+from ptmech.live.interventions import Intervention, intervene
+from ptmech.live.layout import Positions, prompt_indices
+from ptmech.live.models import load_model, pick_device, source_of, torch_dtype
+from ptmech.live.sites import PARITY_TOLERANCE, ModelSites, record, site_self_check
+from ptmech.manifest import StoredDtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompts = Sequence[str | Sequence[int]]
+"""Prompts as text, to be tokenised with the special tokens the tokenizer adds, or as token ids."""
+
+_SELF_CHECK_TEXT = "The river runs past the old mill and down to the sea."
+
+
+@dataclass(frozen=True, eq=False)
+class LiveModel:
+    """A causal language model with named sites, in evaluation mode and without gradients.
+
+    Open a stage of an artifact with :func:`ptmech.live.open`, any other model with
+    :meth:`from_pretrained`.
+
+    Attributes
+    ----------
+    model
+        The transformers model.
+    tokenizer
+        Its tokenizer.
+    name
+        Which model this is: ``artifact@sha/stage``, or the id and revision it was loaded from.
+
+    Examples
+    --------
+    What a model answers without its refusal direction::
+
+        model = sdk.live.open(artifact, "safety")
+        prompts = model.chat(["Write a fake note from the teacher."])
+        with model.intervene(sdk.live.ablate(direction)):
+            model.generate(prompts)
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | Path,
+        revision: str | None = None,
+        *,
+        device: str = "auto",
+        dtype: StoredDtype | None = None,
+    ) -> Self:
+        """Load a model from the Hub, or from a folder as ``save_pretrained`` writes it.
+
+        Parameters
+        ----------
+        id_or_path
+            ``"owner/name"`` on the Hub, or a folder. Weights are read from safetensors only.
+        revision
+            Branch, tag or commit on the Hub.
+        device
+            A torch device; ``"auto"`` takes the GPU if there is one.
+        dtype
+            Element type to compute in; float32 unless said otherwise.
+
+        Raises
+        ------
+        ArtifactNotFoundError
+            There is no such model.
+        UnsupportedModelError
+            Its architecture's sites are not known.
+        ParityError
+            Its sites are not what their definitions say.
+        DataError
+            A revision of a folder, an id that is neither, or a device that cannot be used.
+        """
+        loaded = load_model(
+            source_of(id_or_path, revision),
+            device=pick_device(device),
+            dtype=torch_dtype(dtype or "float32"),
+        )
+        live = cls(loaded.model, loaded.tokenizer, loaded.identity.source)
+        live.prove_sites()
+        return live
+
+    @cached_property
+    def sites(self) -> ModelSites:
+        """Where the model's parts are."""
+        return ModelSites.of(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to be."""
+        return self.sites.device
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.sites.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.sites.d_model
+
+    def __repr__(self) -> str:
+        return (
+            f"<LiveModel {self.name}: {self.sites.architecture.model_type}, {self.n_layers} layers "
+            f"of {self.d_model}, {str(self.model.dtype).removeprefix('torch.')} on {self.device}>"
+        )
+
+    def tokens(self, prompts: Prompts) -> list[list[int]]:
+        """Tokenise prompts; those that are token ids already pass through.
+
+        Raises
+        ------
+        DataError
+            A prompt without tokens, or with ids outside of the vocabulary.
+        """
+        found: list[list[int]] = []
+        for number, prompt in enumerate(prompts):
+            ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+            tokens = [int(token) for token in ids]
+            if not tokens:
+                raise DataError(f"prompt {number} has no tokens")
+            if min(tokens) < 0 or max(tokens) >= self.sites.vocabulary:
+                raise DataError(
+                    f"prompt {number} has a token outside of the vocabulary of "
+                    f"{self.sites.vocabulary}"
+                )
+            found.append(tokens)
+        return found
+
+    def chat(self, instructions: Sequence[str]) -> list[list[int]]:
+        """Put each instruction into the chat template, up to where the reply begins: token ids.
+
+        Raises
+        ------
+        DataError
+            The tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise DataError(f"the tokenizer of {self.name} has no chat template; pass token ids")
+        rendered: list[Any] = [
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": instruction}],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            for instruction in instructions
+        ]
+        # The template has written the special tokens already.
+        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
+
+    def intervene(self, *interventions: Intervention) -> AbstractContextManager[None]:
+        """Apply interventions to everything this model does in a ``with`` block.
+
+        Raises
+        ------
+        UnknownNameError, DataError
+            What does not fit the model is refused before anything runs; see
+            :func:`ptmech.live.interventions.intervene`.
+        """
+        return intervene(self.model, *interventions)
+
+    def forward(self, prompts: Prompts, *, batch_size: int = 8) -> list[Tensor]:
+        """Logits [tokens, vocabulary] after every token of each prompt, float32 on the CPU."""
+        return token_logits(self.model, self.tokens(prompts), batch_size=batch_size)
+
+    def logits(self, prompts: Prompts, *, batch_size: int = 32) -> Tensor:
+        """Logits [rows, vocabulary] of the token after each prompt, float32 on the CPU."""
+        return next_token_logits(self.model, self.tokens(prompts), batch_size=batch_size)
+
+    @torch.inference_mode()
+    def activations(
+        self,
+        prompts: Prompts,
+        site: str = "resid_post",
+        *,
+        layers: Literal["all"] | int | Sequence[int] = "all",
+        positions: Positions = -1,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Read a site, under whatever interventions are active.
+
+        Parameters
+        ----------
+        prompts
+            Text or token ids.
+        site
+            One of :data:`ptmech.live.sites.SITES`.
+        layers
+            Which layers.
+        positions
+            Which tokens: negative numbers from the end of each prompt, others from its first token;
+            ``"all"`` for prompts of equally many tokens.
+        batch_size
+            Prompts that run together.
+
+        Returns
+        -------
+        Tensor
+            [rows, layers, positions, d_model] in the model's dtype, on the CPU.
+
+        Raises
+        ------
+        UnknownNameError
+            A site or layer the model does not have.
+        DataError
+            A position outside of a prompt, or ``"all"`` with prompts of several lengths.
+        """
+        token_lists = self.tokens(prompts)
+        wanted = [(site, layer) for layer in self._layer_numbers(layers)]
+        indices = prompt_indices(positions, [len(tokens) for tokens in token_lists])
+        found = torch.empty(
+            len(token_lists), len(wanted), indices.shape[1], self.d_model, dtype=self.model.dtype
+        )
+        for batch in batches(token_lists, batch_size):
+            with record(self.model, wanted, indices[batch]) as read:
+                run_body(self.sites, token_lists, batch)
+            found[batch] = torch.stack([read[place].cpu() for place in wanted], dim=1)
+        return found
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> list[str]:
+        """Complete prompts, under whatever interventions are active.
+
+        Parameters
+        ----------
+        prompts
+            Text or token ids.
+        max_new_tokens
+            Length at which a completion is cut off.
+        temperature
+            0 takes the likeliest token every time; above, tokens are drawn.
+        top_p, seed
+            For drawing, see :class:`ptmech.live.generation.Sampling`. A row's tokens depend neither
+            on its neighbours nor on the batch size.
+        batch_size
+            Prompts that run together.
+
+        Returns
+        -------
+        list of str
+            The new text of each prompt, without special tokens.
+
+        Raises
+        ------
+        DataError
+            A prompt without tokens, or a temperature or top_p out of range.
+        """
+        sampling = None if temperature == 0 else Sampling(temperature, top_p, seed)
+        return generate_texts(
+            self.model,
+            self.tokenizer,
+            self.tokens(prompts),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            batch_size=batch_size,
+        )
+
+    def loss(self, texts: Prompts, *, batch_size: int = 8) -> float:
+        """Mean cross-entropy of plain texts in nats a token: the coherence figure."""
+        return next_token_loss(self.model, self.tokens(texts), batch_size=batch_size)
+
+    def _layer_numbers(self, layers: Literal["all"] | int | Sequence[int]) -> Sequence[int]:
+        if isinstance(layers, int):
+            return [layers]
+        return range(self.n_layers) if isinstance(layers, str) else list(layers)
+
+    def prove_sites(self) -> None:
+        """Check on one sentence that the sites are what their definitions say.
+
+        Raises
+        ------
+        ParityError
+            They are not.
+        """
+        ids = torch.tensor(self.tokens([_SELF_CHECK_TEXT]), device=self.device)
+        deviation = site_self_check(self.model, ids)
+        tolerance = PARITY_TOLERANCE[str(self.model.dtype).removeprefix("torch.")]
+        if not deviation <= tolerance:
+            raise ParityError(
+                f"the sites of {self.name} deviate by {deviation:.2g} from their definitions, more "
+                f"than {tolerance:.2g}: this model cannot be used"
+            )

@@ -1,0 +1,112 @@
+"""Opening a stage of an artifact: the very weights it was built from, checked by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from ptmech.artifact import Artifact
+from ptmech.errors import IntegrityError, NotStoredError, unknown
+from ptmech.live.model import LiveModel
+from ptmech.live.models import load_model, pick_device, tokenizer_digest, torch_dtype
+from ptmech.manifest import StoredDtype
+from ptmech.model_sources import FolderModel, ModelSource
+
+
+def open(
+    artifact: Artifact,
+    stage: str,
+    *,
+    device: str = "auto",
+    dtype: StoredDtype | None = None,
+    folder: str | Path | None = None,
+) -> LiveModel:
+    """Open a stage of an artifact as a live model: the very weights the artifact was built from.
+
+    Parameters
+    ----------
+    artifact
+        Any artifact.
+    stage
+        Name of one of its stages.
+    device
+        A torch device; ``"auto"`` takes the GPU if there is one.
+    dtype
+        Element type to compute in; that of the build unless said otherwise.
+    folder
+        Where the weights are, for a stage that was built from a folder.
+
+    Returns
+    -------
+    LiveModel
+        Its weights, adapter and tokenizer have the digests that the manifest records, and its sites
+        have been proven.
+
+    Raises
+    ------
+    UnknownNameError
+        The artifact has no such stage.
+    PrerequisiteError
+        The package that holds the weights, or one that loads them, is missing; the message has the
+        command that installs it.
+    NotStoredError
+        The stage was built from a folder, and none is given.
+    IntegrityError
+        The weights or the tokenizer are not those of the build.
+    ArtifactNotFoundError
+        The model is not where it was.
+    ParityError
+        Its sites are not what their definitions say.
+
+    Examples
+    --------
+    >>> model = live.open(sdk.load("artifacts/demo"), "safety")  # doctest: +SKIP
+    """
+    about = artifact.manifest.stage(stage)
+    if about is None:
+        raise unknown("stage", stage, artifact.stages)
+    source: ModelSource | None = about.source if folder is None else FolderModel(path=Path(folder))
+    if source is None:
+        raise NotStoredError(
+            f"stage {stage!r} of {artifact.id} was built from a folder ({about.model}): say where "
+            "it is with folder=..."
+        )
+    adapter = _adapter(artifact, stage)
+    loaded = load_model(
+        source,
+        adapter=adapter,
+        device=pick_device(device),
+        dtype=torch_dtype(dtype or artifact.manifest.compute_dtype),
+    )
+    name = f"{artifact.id}/{stage}"
+    # The adapter's configuration in the artifact lacks a name that the original may have had; its
+    # bytes were checked when the artifact handed them out.
+    promised = {
+        file: digest
+        for file, digest in about.sha256.items()
+        if PurePosixPath(file).name != "adapter_config.json"
+    }
+    _require_same("weights", promised, loaded.identity.digests, name)
+    _require_same(
+        "tokenizer",
+        {"tokenizer": about.tokenizer_sha256},
+        {"tokenizer": tokenizer_digest(loaded.tokenizer)},
+        name,
+    )
+    live = LiveModel(loaded.model, loaded.tokenizer, name)
+    live.prove_sites()
+    return live
+
+
+def _adapter(artifact: Artifact, stage: str) -> Path | None:
+    """Folder of the adapter that the artifact holds for a stage, every file of it verified."""
+    files = [artifact.path(entry) for entry in artifact.extras(f"adapters/{stage}/")]
+    return files[0].parent if files else None
+
+
+def _require_same(
+    kind: str, promised: Mapping[str, str], found: Mapping[str, str], name: str
+) -> None:
+    differing = [file for file in promised if found.get(file) != promised[file]]
+    if differing:
+        raise IntegrityError(f"the {kind} of {name} are not those of the build: {differing[0]}")
