@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from ptmech.confidence.candidates import candidates_of
-from ptmech.manifest import StoredDtype
 from ptmech_builder.cards import CardFile, ConfidenceCard
 from ptmech_builder.prompts import read_texts
-from ptmech_builder.units import ExtraKind, ExtraUnit, Made, Output, WeightsUnit, parquet_bytes
+from ptmech_builder.units import Made, MeasuredUnit, Output, WeightsUnit, parquet_bytes
 from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:
@@ -21,22 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuronEffectsUnit(ExtraUnit):
+class NeuronEffectsUnit(MeasuredUnit):
     """What one stage's candidates do to entropy and loss, and what random neurons do."""
 
     settings: ConfidenceCard
     weights: WeightsUnit
     """The statistics that the candidates are chosen by."""
-    identity: str
-    compute_dtype: StoredDtype
-    tokenizer: str
-    """Digest of the tokenizer."""
     texts: tuple[str, ...]
-
-    @property
-    @override
-    def kind(self) -> ExtraKind:
-        return "scores"
 
     @property
     @override
@@ -46,11 +36,8 @@ class NeuronEffectsUnit(ExtraUnit):
     @override
     def recipe(self) -> Mapping[str, Any]:
         return {
-            "stage": self.stage,
-            "weights": self.identity,
+            **super().recipe(),
             "statistics": self.weights.key,
-            "compute_dtype": self.compute_dtype,
-            "tokenizer": self.tokenizer,
             "texts": digest("\0".join(self.texts).encode()),
             "settings": self.settings.model_dump(mode="json"),
         }

@@ -13,16 +13,14 @@ from typing_extensions import override
 
 from ptmech.directions import difference_in_means
 from ptmech.errors import DataError
-from ptmech.manifest import StoredDtype
 from ptmech.refusal.interventions import PLAIN_TEXT
 from ptmech.refusal.selection import unpruned
 from ptmech_builder.cards import CardFile, RefusalCard
 from ptmech_builder.prompts import Prompts, read_texts
 from ptmech_builder.units import (
     ActivationUnit,
-    ExtraKind,
-    ExtraUnit,
     Made,
+    MeasuredUnit,
     Output,
     TableUnit,
     Unit,
@@ -36,25 +34,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusalUnit(ExtraUnit):
+class RefusalUnit(MeasuredUnit):
     """What both have in common: a model, directions from stored activations, and prompts."""
 
     settings: RefusalCard
     direction_keys: Mapping[str, str]
     """Digest of the activations from which directions are computed."""
-    identity: str
-    compute_dtype: StoredDtype
-    tokenizer: str
-    """Digest of the tokenizer."""
     prompts: Mapping[str, Prompts]
     """Rows of the harmful and of the harmless dataset that the model is run on."""
     training: Mapping[str, np.ndarray]
     """Which rows [rows] bool of either dataset make the directions."""
-
-    @property
-    @override
-    def kind(self) -> ExtraKind:
-        return "scores"
 
     @property
     @override
@@ -65,11 +54,8 @@ class RefusalUnit(ExtraUnit):
     @override
     def recipe(self) -> Mapping[str, Any]:
         return {
-            "stage": self.stage,
-            "weights": self.identity,
+            **super().recipe(),
             "directions": dict(self.direction_keys),
-            "compute_dtype": self.compute_dtype,
-            "tokenizer": self.tokenizer,
             "prompts": {kind: prompts.digest for kind, prompts in self.prompts.items()},
             "training": {kind: rows.nonzero()[0].tolist() for kind, rows in self.training.items()},
         }

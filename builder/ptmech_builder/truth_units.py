@@ -11,14 +11,12 @@ import polars as pl
 from typing_extensions import override
 
 from ptmech._statements import Statements
-from ptmech.manifest import StoredDtype
 from ptmech.truth.steering import Questions, truth_shift
 from ptmech_builder.cards import Card, TruthCard, TruthInterventionCard
 from ptmech_builder.units import (
     ActivationUnit,
-    ExtraKind,
-    ExtraUnit,
     Made,
+    MeasuredUnit,
     Output,
     Unit,
     parquet_bytes,
@@ -31,26 +29,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthEffectsUnit(ExtraUnit):
+class TruthEffectsUnit(MeasuredUnit):
     """Answers of one stage, steered along every stage's truth direction and a random one."""
 
     settings: TruthCard
     intervention: TruthInterventionCard
     direction_keys: Mapping[str, str]
     """Digest of the activations from which each stage's direction is computed."""
-    identity: str
-    compute_dtype: StoredDtype
-    tokenizer: str
-    """Digest of the tokenizer."""
     rows: Mapping[str, pl.DataFrame]
     """Of the datasets the directions are found in, and of the one that is asked about."""
     last_token: Mapping[str, int]
     """Index of the last token among the stored positions of each dataset."""
-
-    @property
-    @override
-    def kind(self) -> ExtraKind:
-        return "scores"
 
     @property
     @override
@@ -60,11 +49,8 @@ class TruthEffectsUnit(ExtraUnit):
     @override
     def recipe(self) -> Mapping[str, Any]:
         return {
-            "stage": self.stage,
-            "weights": self.identity,
+            **super().recipe(),
             "directions": dict(self.direction_keys),
-            "compute_dtype": self.compute_dtype,
-            "tokenizer": self.tokenizer,
             "rows": {name: digest(parquet_bytes(rows)) for name, rows in self.rows.items()},
             "settings": self.settings.model_dump(mode="json"),
         }

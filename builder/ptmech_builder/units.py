@@ -137,6 +137,31 @@ class ExtraUnit(Unit):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredUnit(ExtraUnit):
+    """Something measured on one stage's running model, under interventions."""
+
+    identity: str
+    """Digest of weights and adapter."""
+    compute_dtype: StoredDtype
+    tokenizer: str
+    """Digest of the tokenizer."""
+
+    @property
+    @override
+    def kind(self) -> ExtraKind:
+        return "scores"
+
+    @override
+    def recipe(self) -> Mapping[str, Any]:
+        return {
+            "stage": self.stage,
+            "weights": self.identity,
+            "compute_dtype": self.compute_dtype,
+            "tokenizer": self.tokenizer,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableUnit(ExtraUnit):
     """A Parquet table of the artifact."""
 
