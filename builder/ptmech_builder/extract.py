@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ptmech.errors import DataError, ParityError
-from ptmech.live.sites import ModelSites, record
+from ptmech.live.recording import record
+from ptmech.live.sites import ModelSites
 from ptmech.manifest import StoredDtype
 from ptmech_builder.prompts import Prompts
 

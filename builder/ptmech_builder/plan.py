@@ -138,7 +138,7 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
         described = ", ".join(f"{s.card.name} {s.shape.n_layers}x{s.shape.d_model}" for s in stages)
         raise CardError(f"stages of one family need the same layers and width: {described}")
 
-    from ptmech.live.sites import PARITY_TOLERANCE
+    from ptmech.live.recording import PARITY_TOLERANCE
     from ptmech_builder.extract import wanted_layers
 
     extraction = card.extraction

@@ -78,7 +78,7 @@ class Workbench:
         """
         import torch
 
-        from ptmech.live.sites import site_self_check
+        from ptmech.live.recording import site_self_check
 
         sites = self.sites(stage)
         ids = torch.tensor([list(token_ids)], device=sites.device)

@@ -26,7 +26,8 @@ from tests.tiny_models import (
 from torch import Tensor
 
 from ptmech.errors import DataError, ParityError
-from ptmech.live.sites import PARITY_TOLERANCE, ModelSites
+from ptmech.live.recording import PARITY_TOLERANCE
+from ptmech.live.sites import ModelSites
 from ptmech_builder.extract import (
     Activations,
     batches,

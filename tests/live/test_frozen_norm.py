@@ -23,7 +23,7 @@ from torch import Tensor
 from ptmech.errors import DataError, UnknownNameError
 from ptmech.live.generation import generate_tokens, pad
 from ptmech.live.interventions import add, freeze_final_norm, intervene, mean_ablate, patch
-from ptmech.live.sites import record
+from ptmech.live.recording import record
 
 ENDLESS = SimpleNamespace(eos_token_id=None)
 TOKENS = torch.tensor([[3, 7, 11, 2, 30], [9, 1, 40, 17, 6]])

@@ -24,7 +24,8 @@ from torch import Tensor
 from ptmech.errors import DataError, UnknownNameError
 from ptmech.live.generation import generate_tokens, next_token_logits, token_logits
 from ptmech.live.interventions import ablate, add, intervene, mean_ablate, patch, scale
-from ptmech.live.sites import SITES, record
+from ptmech.live.recording import record
+from ptmech.live.sites import SITES
 
 TOKENS = torch.tensor([[3, 7, 11, 2, 30], [9, 1, 40, 17, 6]])
 EVERYWHERE = torch.arange(5).expand(2, 5)

@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ptmech.live
 from ptmech.errors import DataError, PrerequisiteError, UnknownNameError, UnsupportedModelError
 from ptmech.live import structure
-from ptmech.live.sites import SITES, ModelSites, record, site_self_check
+from ptmech.live.recording import record, site_self_check
+from ptmech.live.sites import SITES, ModelSites
 
 TOKENS = torch.tensor([[3, 7, 11, 2, 30, 8, 5], [9, 1, 40, 17, 6, 6, 12]])
 EVERYWHERE = torch.arange(7).expand(2, 7)

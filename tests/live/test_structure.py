@@ -14,7 +14,8 @@ from ptmech.errors import ParityError, UnsupportedModelError
 from ptmech.live.architectures import ARCHITECTURES
 from ptmech.live.interventions import ablate, intervene
 from ptmech.live.model import LiveModel
-from ptmech.live.sites import ModelSites, record, site_self_check
+from ptmech.live.recording import record, site_self_check
+from ptmech.live.sites import ModelSites
 from ptmech.live.structure import find_architecture
 
 TOKENS = torch.tensor([[3, 7, 11, 2, 30, 8, 5], [9, 1, 40, 17, 6, 6, 12]])

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     )
     from ptmech.live.model import LiveModel
     from ptmech.live.opening import open
-    from ptmech.live.sites import SITES, ModelSites, record, site_self_check
+    from ptmech.live.recording import record, site_self_check
+    from ptmech.live.sites import SITES, ModelSites
     from ptmech.live.tracing import causal_trace, known_facts
 
 __all__ = [
@@ -67,7 +68,8 @@ _HOMES = {
     "model": ("LiveModel",),
     "effects.neurons": ("neuron_means",),
     "opening": ("open",),
-    "sites": ("SITES", "ModelSites", "record", "site_self_check"),
+    "recording": ("record", "site_self_check"),
+    "sites": ("SITES", "ModelSites"),
     "tracing": ("causal_trace", "known_facts"),
 }
 

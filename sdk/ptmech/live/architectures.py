@@ -4,7 +4,7 @@ A family is a row of :data:`ARCHITECTURES`, keyed by transformers' ``model_type`
 ptmech asks which family a model belongs to. Most decoders name their modules as Llama does, so a
 row states only what differs; one without a row that is built like one that has is found by
 :mod:`ptmech.live.structure`. A new row counts once a test has shown, on a tiny random model, that
-the sites it names obey :func:`ptmech.live.sites.site_self_check`.
+the sites it names obey :func:`ptmech.live.recording.site_self_check`.
 """
 
 from __future__ import annotations

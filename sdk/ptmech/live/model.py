@@ -28,7 +28,8 @@ from ptmech.live.generation import (
 from ptmech.live.interventions import Intervention, intervene
 from ptmech.live.layout import Positions, prompt_indices
 from ptmech.live.models import load_model, pick_device, source_of, torch_dtype
-from ptmech.live.sites import PARITY_TOLERANCE, ModelSites, record, site_self_check
+from ptmech.live.recording import PARITY_TOLERANCE, record, site_self_check
+from ptmech.live.sites import ModelSites
 from ptmech.manifest import StoredDtype
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 Most decoders are built like one that is known already: the same module names in the same places.
 Such a model is taken to be of that build, and everything it is then used for rests on
-:func:`ptmech.live.sites.site_self_check`, which refuses it where only the names were alike.
+:func:`ptmech.live.recording.site_self_check`, which refuses it where only the names were alike.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ptmech.errors import DataError
-from ptmech.live.sites import ModelSites, Visitor, record
+from ptmech.live.recording import record
+from ptmech.live.sites import ModelSites, Visitor
 
 _OWN_ARGUMENTS = ("attention_mask", "past_key_values", "use_cache")
 """Arguments of a block that belong to one forward and mean nothing in the next."""
