@@ -76,6 +76,8 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> UnknownNameErro
     >>> str(unknown("dataset", "citties", ["cities", "facts"]))
     "unknown dataset 'citties'; did you mean 'cities'? Available: cities, facts"
     """
+    if isinstance(known, range):
+        return UnknownNameError(f"unknown {kind} {name!r}. Available: {known[0]} to {known[-1]}")
     names = [str(option) for option in known]
     close = get_close_matches(name, names, n=3, cutoff=0.6) if isinstance(name, str) else []
     hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else "."

@@ -10,7 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 from tests.tiny import Family, Recipe, build, plan_of, tiny_family, write_card, write_dataset
 
-from ptmech import live, truth
+from ptmech import truth
 from ptmech.artifact import Artifact, load
 from ptmech.errors import CardError, DataError
 from ptmech_builder.truth_units import TruthEffectsUnit
@@ -70,7 +70,7 @@ def test_stages_that_are_not_given_are_opened_one_after_the_other(
         opened.append(stage)
         return loaders[stage]()
 
-    monkeypatch.setattr(live, "open", open_stage, raising=False)
+    monkeypatch.setattr("ptmech.live.opening.open", open_stage)
     options: dict[str, Any] = {"n": 4, "n_bootstrap": 5}
     both = truth.intervene(artifact, "base", "tuned", **options)
     assert opened == ["base", "tuned"]

@@ -161,9 +161,9 @@ def test_only_the_chosen_tokens_are_ablated(model: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        (lambda: mean_ablate([], MEANS), DataError, "at least one neuron"),
-        (lambda: mean_ablate([3, 3], MEANS), DataError, "none of them twice"),
-        (lambda: mean_ablate([1.5], MEANS), DataError, "whole numbers"),
+        (lambda: mean_ablate([], MEANS), DataError, "none is named"),
+        (lambda: mean_ablate([3, 3], MEANS), DataError, "named twice"),
+        (lambda: mean_ablate([1.5], MEANS), DataError, "whole number"),
         (lambda: mean_ablate([3], MEANS[None]), DataError, "finite vector"),
         (lambda: mean_ablate([3], MEANS * torch.nan), DataError, "finite vector"),
         (lambda: mean_ablate([3], MEANS[:2]), DataError, "2 means belong neither"),

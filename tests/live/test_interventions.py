@@ -353,7 +353,7 @@ def test_gradients_flow_through_an_intervention() -> None:
         (lambda: scale(0.5, N_LAYERS, sites=["mlp_out"]), UnknownNameError, "unknown layer 3"),
         (lambda: scale(0.5, 0, sites=["mlp_out"], direction=[0.0]), DataError, "length zero"),
         (lambda: scale(0.5, 0, sites=["mlp_out"], direction=[1.0]), DataError, "width 1"),
-        (lambda: mean_ablate([], [0.0]), DataError, "at least one neuron"),
+        (lambda: mean_ablate([], [0.0]), DataError, "none is named"),
         (lambda: mean_ablate([1, 1], [0.0]), DataError, "twice"),
         (lambda: mean_ablate([D_MLP], [0.0]), UnknownNameError, "unknown neuron 24"),
         (lambda: mean_ablate([1], np.zeros(5)), DataError, "5 means"),

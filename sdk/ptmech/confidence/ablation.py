@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ptmech._arguments import whole_number
 from ptmech._score_tables import stacked
 from ptmech.artifact import Artifact
 from ptmech.confidence.averages import EFFECTS, Averages, Which, effects_table
@@ -148,9 +149,15 @@ def ablate_neurons(
 
     if n_bootstrap < 1:
         raise DataError(f"n_bootstrap must be at least 1, not {n_bootstrap}")
+    whole_number("seed", seed, least=0)
+    if controls is not None:
+        whole_number("controls", controls, least=0)
     if isinstance(model, Artifact):
         if stage is None:
             raise DataError(f"say which stage of {model.id} to open: stage=...")
+        about = model.manifest.stage(stage)
+        if neurons is None and about is not None and layer not in (-1, about.n_layers - 1):
+            raise DataError(f"candidates are of the last layer: say which neurons of layer {layer}")
         chosen = list(candidates(model, stage) if neurons is None else neurons)
         source, opened = model.id, live.open(model, stage, device=device)
     else:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import polars as pl
 
+from ptmech._arguments import several, whole_number
 from ptmech._worked_examples import ANSWERS
 from ptmech.errors import DataError, unknown
 from ptmech.knowledge.completions import completion_pairs
@@ -75,6 +76,11 @@ def pairs(
     """
     if form not in get_args(Form):
         raise unknown("form", form, get_args(Form))
+    if examples is not None:
+        examples = several("examples", examples)
+    if n_pairs is not None:
+        whole_number("n_pairs", n_pairs)
+    whole_number("seed", seed, least=0)
     needed = {"text", "label"} if form == "true_false" else {*_COMPLETION_COLUMNS}
     missing = sorted(needed - set(statements.columns))
     if missing:

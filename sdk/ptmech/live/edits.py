@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from ptmech._arguments import layer_numbers
 from ptmech.errors import DataError, unknown
 from ptmech.live.layout import LayoutTracker, edit_tokens
 from ptmech.live.sites import ModelSites
@@ -71,14 +72,7 @@ class SiteEdit(ABC):
         return edit_tokens(stream, self.positions, layout, self)
 
     def _chosen_layers(self, sites: ModelSites) -> Sequence[int]:
-        if isinstance(self.layers, int):
-            return (self.layers,)
-        if isinstance(self.layers, str):
-            return range(sites.n_layers) if self.layers == "all" else self._no_layers()
-        return tuple(self.layers)
-
-    def _no_layers(self) -> Sequence[int]:
-        raise DataError(f"layers are 'all' or whole numbers, not {self.layers!r}")
+        return layer_numbers(self.layers, every=range(sites.n_layers))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

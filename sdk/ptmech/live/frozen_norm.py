@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ptmech.errors import DataError
-from ptmech.live.layout import LayoutTracker
+from ptmech.live.layout import LayoutTracker, require_whole_forwards
 from ptmech.live.sites import ModelSites, is_suspended, suspended
 
 _TOKENWISE = ("input_ids", "inputs_embeds", "position_ids")
@@ -29,7 +30,7 @@ class FrozenFinalNorm:
         run = _CleanRun(sites)
         yield sites.body.register_forward_pre_hook(run.before, with_kwargs=True)
         yield sites.final_norm.register_forward_hook(run.rescale)
-        yield sites.body.register_forward_hook(run.after)
+        yield sites.body.register_forward_hook(run.after, always_call=True)
 
 
 class _CleanRun:
@@ -39,15 +40,17 @@ class _CleanRun:
         self._sites = sites
         self._norm = sites.final_norm_parts
         self._seen: dict[str, Tensor] = {}
+        self._by_cache: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
         self._scales: Tensor | None = None
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_suspended():
             return
+        require_whole_forwards("a frozen final norm")
         given = {**({"input_ids": args[0]} if args else {}), **kwargs}
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        self._remember(given, past)
+        self._remember(given, past, self._by_cache.get(cache, {}) if past else {})
         tokens = next(iter(self._seen.values())).shape[1]
         streams: list[Tensor] = []
 
@@ -64,21 +67,21 @@ class _CleanRun:
             handle.remove()
         self._scales = self._norm.scale(streams[0][:, past:tokens])
 
-    def _remember(self, given: dict[str, Any], past: int) -> None:
+    def _remember(self, given: dict[str, Any], past: int, before: dict[str, Tensor]) -> None:
         """Keep the arguments of all tokens so far: the clean run has no cache of its own."""
         new = {name: given[name] for name in _TOKENWISE if given.get(name) is not None}
         if not past:
             self._seen = new
             return
-        before = next(iter(self._seen.values())).shape[1] if self._seen else 0
-        if before < past or new.keys() != self._seen.keys():
+        held = [tensor.shape[:2] for tensor in before.values()]
+        rows = len(next(iter(new.values())))
+        if not held or held[0][0] != rows or held[0][1] < past or new.keys() != before.keys():
             raise DataError(
                 "the final norm cannot be frozen in a forward whose cache was filled outside of "
                 "this context, or from embeddings where now there are token ids"
             )
         self._seen = {
-            name: torch.cat([tensor[:, :past], new[name]], dim=1)
-            for name, tensor in self._seen.items()
+            name: torch.cat([tensor[:, :past], new[name]], dim=1) for name, tensor in before.items()
         }
 
     def rescale(self, _norm: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Any:
@@ -87,6 +90,10 @@ class _CleanRun:
             return None
         return self._norm.normed(inputs[0], self._scales)
 
-    def after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if not is_suspended():
-            self._scales = None
+    def after(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if is_suspended():
+            return
+        self._scales = None
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None:
+            self._by_cache[cache] = self._seen

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ptmech._arguments import whole_number
 from ptmech.errors import DataError
 from ptmech.live.layout import running_rows
 from ptmech.live.sites import ModelSites
@@ -46,6 +47,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not self.temperature > 0 or not np.isfinite(self.temperature):
             raise DataError(f"the temperature must be above 0 and finite, not {self.temperature}")
+        whole_number("seed", self.seed, least=0)
         if not 0 < self.top_p <= 1:
             raise DataError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
@@ -114,6 +116,7 @@ def generate_tokens(
     DataError
         A prompt without tokens.
     """
+    whole_number("max_new_tokens", max_new_tokens)
     sites = ModelSites.of(model)
     ends = end_tokens(model, tokenizer)
     replies: list[list[int]] = [[] for _ in token_lists]
@@ -287,6 +290,7 @@ def run_body(
 
 def batches(token_lists: Sequence[TokenIds], batch_size: int) -> list[list[int]]:
     """Row numbers in batches, longest first, so that memory is exhausted at once or never."""
+    whole_number("batch_size", batch_size)
     if not token_lists or not all(len(tokens) for tokens in token_lists):
         raise DataError("prompts must have at least one token, and there must be one")
     order = sorted(range(len(token_lists)), key=lambda row: -len(token_lists[row]))

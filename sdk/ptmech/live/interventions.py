@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from math import isfinite
+from typing import Any, Protocol, SupportsFloat, SupportsIndex, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ptmech._arguments import distinct, layer_numbers, several, whole_number
 from ptmech.errors import DataError
 from ptmech.live.edits import Ablation, Addition, Layers, MeanAblation, Patch, Scaling
 from ptmech.live.frozen_norm import FrozenFinalNorm
@@ -40,6 +42,7 @@ RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post")
 """The three places of a block's residual stream."""
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """What :func:`intervene` needs to know; any value of this shape can join in."""
 
@@ -79,8 +82,10 @@ def intervene(model: nn.Module, *interventions: Intervention) -> Generator[None]
         with intervene(model, ablate(direction)):
             generate_texts(model, tokenizer, prompts, max_new_tokens=32)
     """
+    _require_module(model)
     sites = ModelSites.of(model)
     for intervention in interventions:
+        _require_intervention(intervention)
         intervention.check(sites)
     layout = LayoutTracker()
     with ExitStack() as hooks:
@@ -118,8 +123,8 @@ def ablate(
     """
     return Ablation(
         unit=_unit(direction),
-        layers=layers,
-        sites=tuple(sites),
+        layers=_layers(layers),
+        sites=distinct("sites", sites),
         positions=parse_positions(positions),
     )
 
@@ -153,9 +158,12 @@ def add(
         A direction or scale that is not finite, or a direction that is not a vector; positions that
         are not whole numbers.
     """
-    vector = _vector(_vector(direction) * scale)
+    vector = _vector(_vector(direction) * _number("scale", scale))
     return Addition(
-        vector=vector, layers=layers, sites=tuple(sites), positions=parse_positions(positions)
+        vector=vector,
+        layers=_layers(layers),
+        sites=distinct("sites", sites),
+        positions=parse_positions(positions),
     )
 
 
@@ -187,14 +195,14 @@ def scale(
         A factor that is not finite, a direction that is not a finite vector or is zero, positions
         that are not whole numbers.
     """
-    if not torch.isfinite(torch.tensor(factor)):
+    if not isfinite(_number("factor", factor)):
         raise DataError(f"a factor must be a finite number, not {factor}")
     unit = None if direction is None else _unit(direction)
     return Scaling(
         factor=float(factor),
         unit=unit,
-        layers=layers,
-        sites=tuple(sites),
+        layers=_layers(layers),
+        sites=distinct("sites", sites),
         positions=parse_positions(positions),
     )
 
@@ -237,7 +245,8 @@ def patch(values: Any, layer: int, positions: Positions, *, site: str = "resid_p
         )
     if not bool(torch.isfinite(what).all()):
         raise DataError("patch values must be finite")
-    return Patch(values=what, layers=layer, sites=(site,), positions=where)
+    at = whole_number("layer", layer, least=None)
+    return Patch(values=what, layers=at, sites=(site,), positions=where)
 
 
 def mean_ablate(
@@ -262,12 +271,11 @@ def mean_ablate(
     DataError
         No neurons, one named twice or by no whole number, or means that are not finite.
     """
-    chosen = torch.as_tensor(list(neurons))
-    if chosen.numel() == 0 or len(chosen.unique()) != len(chosen):
-        raise DataError("name at least one neuron, and none of them twice")
-    if chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise DataError("neurons are whole numbers")
-    return MeanAblation(chosen.long(), _vector(means), layer, parse_positions(positions))
+    named = several("neurons", neurons)
+    numbers = (whole_number("a neuron", neuron, least=None) for neuron in named)
+    chosen = torch.tensor(distinct("neurons", numbers))
+    at = whole_number("layer", layer, least=None)
+    return MeanAblation(chosen, _vector(means), at, parse_positions(positions))
 
 
 def freeze_final_norm() -> FrozenFinalNorm:
@@ -282,8 +290,42 @@ def freeze_final_norm() -> FrozenFinalNorm:
 
 
 def _tensor(values: Any) -> Tensor:
-    # Arrays are copied: those of a result cannot be written to, which torch would warn of.
-    return values.detach() if isinstance(values, Tensor) else torch.tensor(values)
+    # A copy: an intervention is a value, and does not change with what it was made from.
+    if isinstance(values, Tensor):
+        found = values.detach().clone()
+    else:
+        try:
+            found = torch.tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"expected numbers, not {type(values).__name__}") from error
+    if found.is_complex():
+        raise DataError("expected real numbers, not complex ones")
+    return found
+
+
+def _layers(layers: Layers) -> Layers:
+    return layers if layers == "all" else layer_numbers(layers)  # other words are refused there
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise DataError(
+            f"expected a transformers model, not {type(model).__name__}; a live model has "
+            "intervene itself"
+        )
+
+
+def _require_intervention(intervention: Any) -> None:
+    if isinstance(intervention, type) or not isinstance(intervention, Intervention):
+        raise DataError(
+            f"expected an intervention such as ablate(direction), not {intervention!r:.60}"
+        )
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, str)) or not isinstance(value, (SupportsFloat, SupportsIndex)):
+        raise DataError(f"{name} must be a number, not {value!r}")
+    return float(value)
 
 
 def _vector(values: Any) -> Tensor:

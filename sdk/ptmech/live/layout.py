@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,38 @@ class Batch:
 
     rows: tuple[int, ...]
     total: int
+
+
+_IN_PIECES: ContextVar[bool] = ContextVar("ptmech_in_pieces", default=False)
+
+
+@contextmanager
+def in_pieces() -> Generator[None]:
+    """Announce forwards that hold a part of each prompt only, the rest being in a cache.
+
+    What such forwards share is computed once. An intervention at positions of whole prompts, or a
+    frozen norm, does not fit them, and says so.
+    """
+    token = _IN_PIECES.set(True)
+    try:
+        yield
+    finally:
+        _IN_PIECES.reset(token)
+
+
+def require_whole_forwards(what: str) -> None:
+    """Raise if forwards hold parts of prompts, for something that needs them whole.
+
+    Raises
+    ------
+    DataError
+        Naming `what`.
+    """
+    if _IN_PIECES.get():
+        raise DataError(
+            f"{what} needs whole forwards, but here prompts are run in parts, each computed once; "
+            "only interventions at positions='all' fit"
+        )
 
 
 _BATCH: ContextVar[Batch | None] = ContextVar("ptmech_batch", default=None)
@@ -192,6 +225,7 @@ class LayoutTracker:
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self._running = False
+        self._by_cache: WeakKeyDictionary[Any, Layout] = WeakKeyDictionary()
 
     @property
     def layout(self) -> Layout:
@@ -203,6 +237,12 @@ class LayoutTracker:
             No forward of the body runs, as in a sweep over blocks, or its mask does not tell tokens
             from padding.
         """
+        require_whole_forwards("an intervention at positions")
+        return self.layout_of_part
+
+    @property
+    def layout_of_part(self) -> Layout:
+        """The same, also where forwards hold parts of prompts."""
         if self._layout is None or not self._running:
             raise DataError(
                 "an intervention at positions needs a whole forward with an attention mask "
@@ -215,9 +255,13 @@ class LayoutTracker:
         yield body.register_forward_pre_hook(self._watch, with_kwargs=True)
         yield body.register_forward_hook(self._leave, always_call=True)
 
-    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if not is_suspended():
-            self._running = False
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if is_suspended():
+            return
+        self._running = False
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and self._layout is not None:
+            self._by_cache[cache] = self._layout
 
     def _watch(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_suspended():  # a forward inside of the one that is to be known
@@ -230,10 +274,10 @@ class LayoutTracker:
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         batch = _BATCH.get() or Batch(tuple(range(rows)), rows)
-        before = self._layout
         # A forward that goes on from a cache filled in this block brings generated tokens: the
-        # prompts are the ones before.
-        if past and before is not None and before.batch.rows == batch.rows:
+        # prompts are those of the cache.
+        before = self._by_cache.get(cache) if past else None
+        if before is not None and len(before.first) == rows:
             self._layout = replace(before, past=past)
             return
         mask = kwargs.get("attention_mask")

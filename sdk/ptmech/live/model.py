@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
+from ptmech._arguments import layer_numbers, several
 from ptmech.errors import (
     DataError,
     ParityError,
@@ -148,7 +149,7 @@ class LiveModel:
             A prompt without tokens, or with ids outside of the vocabulary.
         """
         found: list[list[int]] = []
-        for number, prompt in enumerate(prompts):
+        for number, prompt in enumerate(several("prompts", prompts)):
             ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
             tokens = [int(token) for token in ids]
             if not tokens:
@@ -177,7 +178,7 @@ class LiveModel:
                 add_generation_prompt=True,
                 tokenize=False,
             )
-            for instruction in instructions
+            for instruction in several("instructions", instructions)
         ]
         # The template has written the special tokens already.
         return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
@@ -240,7 +241,7 @@ class LiveModel:
             A position outside of a prompt, or ``"all"`` with prompts of several lengths.
         """
         token_lists = self.tokens(prompts)
-        wanted = [(site, layer) for layer in self._layer_numbers(layers)]
+        wanted = [(site, layer) for layer in layer_numbers(layers, every=range(self.n_layers))]
         indices = prompt_indices(positions, [len(tokens) for tokens in token_lists])
         found = torch.empty(
             len(token_lists), len(wanted), indices.shape[1], self.d_model, dtype=self.model.dtype
@@ -287,7 +288,8 @@ class LiveModel:
         DataError
             A prompt without tokens, or a temperature or top_p out of range.
         """
-        sampling = None if temperature == 0 else Sampling(temperature, top_p, seed)
+        drawn = Sampling(temperature or 1.0, top_p, seed)
+        sampling = None if temperature == 0 else drawn
         return generate_texts(
             self.model,
             self.tokenizer,
@@ -300,11 +302,6 @@ class LiveModel:
     def loss(self, texts: Prompts, *, batch_size: int = 8) -> float:
         """Mean cross-entropy of plain texts in nats a token: the coherence figure."""
         return next_token_loss(self.model, self.tokens(texts), batch_size=batch_size)
-
-    def _layer_numbers(self, layers: Literal["all"] | int | Sequence[int]) -> Sequence[int]:
-        if isinstance(layers, int):
-            return [layers]
-        return range(self.n_layers) if isinstance(layers, str) else list(layers)
 
     def prove_sites(self) -> None:
         """Check on one sentence that the sites are what their definitions say.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from ptmech.artifact import Artifact
-from ptmech.errors import IntegrityError, NotStoredError, unknown
+from ptmech.artifact import Artifact, load
+from ptmech.errors import DataError, IntegrityError, NotStoredError, unknown
 from ptmech.live.model import LiveModel
 from ptmech.live.models import load_model, pick_device, tokenizer_digest, torch_dtype
 from ptmech.manifest import StoredDtype
@@ -14,7 +14,7 @@ from ptmech.model_sources import FolderModel, ModelSource
 
 
 def open(
-    artifact: Artifact,
+    artifact: Artifact | str | Path,
     stage: str,
     *,
     device: str = "auto",
@@ -26,7 +26,7 @@ def open(
     Parameters
     ----------
     artifact
-        Any artifact.
+        Any artifact, or what :func:`ptmech.load` opens.
     stage
         Name of one of its stages.
     device
@@ -62,6 +62,7 @@ def open(
     --------
     >>> model = live.open(sdk.load("artifacts/demo"), "safety")  # doctest: +SKIP
     """
+    artifact = artifact if isinstance(artifact, Artifact) else load(artifact)
     about = artifact.manifest.stage(stage)
     if about is None:
         raise unknown("stage", stage, artifact.stages)
@@ -96,6 +97,22 @@ def open(
     live = LiveModel(loaded.model, loaded.tokenizer, name)
     live.prove_sites()
     return live
+
+
+def model_of(artifact: Artifact, stage: str, given: LiveModel | None) -> LiveModel:
+    """Return the live model of a stage: the given one, or the stage opened.
+
+    Raises
+    ------
+    DataError
+        The given model is another stage of this artifact.
+    """
+    if given is None:
+        return open(artifact, stage)
+    origin, _, other = given.name.rpartition("/")
+    if origin == artifact.id and other != stage:
+        raise DataError(f"the model given for stage {stage!r} is {given.name}")
+    return given
 
 
 def _adapter(artifact: Artifact, stage: str) -> Path | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
 from ptmech import live
+from ptmech._arguments import distinct, layer_numbers
 from ptmech._score_tables import read_table
 from ptmech.artifact import Artifact
 from ptmech.errors import unknown
@@ -148,14 +150,13 @@ def candidates(
         raise unknown("stage", stage, artifact.stages)
     live.require_torch()
     from ptmech.live.effects.candidates import candidate_table
+    from ptmech.live.opening import model_of
 
     found = directions(artifact, stage)
     n_layers = stage_facts.n_layers
-    chosen = [
-        (position, layer)
-        for position in (found.positions if positions is None else positions)
-        for layer in (range(unpruned(n_layers)) if layers is None else layers)
-    ]
+    at_layers = range(unpruned(n_layers)) if layers is None else layer_numbers(layers)
+    at_positions = found.positions if positions is None else distinct("positions", positions)
+    chosen = list(product(at_positions, at_layers))
     vectors = [found.direction(layer, position) for position, layer in chosen]
     defaults = artifact.manifest.defaults
     harmful, harmless = (
@@ -163,7 +164,7 @@ def candidates(
         for kind in (defaults.harmful, defaults.harmless)
     )
     frame = candidate_table(
-        model or live.open(artifact, stage),
+        model_of(artifact, stage, model),
         chosen,
         vectors,
         harmful=harmful,
@@ -176,8 +177,8 @@ def candidates(
         artifact=artifact.id,
         arguments={
             "stage": stage,
-            "positions": None if positions is None else list(positions),
-            "layers": None if layers is None else list(layers),
+            "positions": list(at_positions),
+            "layers": list(at_layers),
             "prompts": prompts,
             "split": split,
             "refusal_tokens": None if refusal_tokens is None else list(refusal_tokens),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ptmech import live
+from ptmech._arguments import distinct, several, whole_number
 from ptmech.artifact import Artifact
 from ptmech.errors import DataError, NotStoredError, unknown
 from ptmech.refusal.geometry import directions
@@ -108,32 +109,37 @@ def intervene(
     pair = artifact.pair(earlier, later)
     live.require_torch()
     from ptmech.live.effects.refusal import refusal_effects
+    from ptmech.live.opening import model_of
 
     names = (pair.earlier, pair.later)
-    for stage in stages or ():
-        if stage not in names:
-            raise unknown("stage of this pair", stage, names)
+    run = names if stages is None else distinct("stages", stages)
+    for name in (*run, *(models or {})):
+        if name not in names:
+            raise unknown("stage of this pair", name, names)
+    whole_number("max_new_tokens", max_new_tokens)
+    whole_number("seed", seed, least=0)
     defaults = artifact.manifest.defaults
     at_layer = defaults.refusal_layer if layer is None else layer
     if at_layer is None:
         raise NotStoredError("the card names no layer for the refusal direction: say layer=...")
+    at_layer = whole_number("layer", at_layer, least=None)
     at_position = defaults.refusal_position if position is None else position
     vectors = {
         name: directions(artifact, name, at_layer, at_position).direction(at_layer, at_position)
         for name in names
     }
-    texts = _plain_text(artifact) if plain_texts is None else plain_texts
+    texts = _plain_text(artifact) if plain_texts is None else several("plain_texts", plain_texts)
     runs = {
         stage: [
             rendered(artifact, stage, kind, "test", prompts)
             for kind in (defaults.harmful, defaults.harmless)
         ]
-        for stage in stages or names
+        for stage in run
     }
     frames: list[pl.DataFrame] = []
     completions: list[pl.DataFrame] = []
     for stage, (harmful, harmless) in runs.items():
-        model = (models or {}).get(stage) or live.open(artifact, stage)
+        model = model_of(artifact, stage, (models or {}).get(stage))
         found = refusal_effects(
             model,
             stage=stage,
@@ -157,7 +163,7 @@ def intervene(
         arguments={
             "earlier": earlier,
             "later": later,
-            "stages": None if stages is None else list(stages),
+            "stages": list(run),
             "layer": layer,
             "position": position,
             "scales": list(scales),

@@ -10,11 +10,12 @@ import polars as pl
 from sklearn.base import BaseEstimator
 
 from ptmech import live
+from ptmech._arguments import distinct, layer_numbers, whole_number
 from ptmech._score_tables import stacked
 from ptmech._statements import Statements, require_both_labels
 from ptmech._truth_probes import TruthProbe
 from ptmech.artifact import Artifact
-from ptmech.errors import DataError, unknown
+from ptmech.errors import unknown
 from ptmech.results import Result
 from ptmech.truth.probing import chosen_layer
 from ptmech.truth.steering import EFFECTS, Questions, truth_shift
@@ -162,18 +163,20 @@ def intervene(
     pair = artifact.pair(earlier, later)
     live.require_torch()
     from ptmech.live.effects.truth import stage_effects
+    from ptmech.live.opening import model_of
 
     names = (pair.earlier, pair.later)
     opened = dict(models or {})
-    for name in (*(stages or ()), *opened):
+    run = names if stages is None else distinct("stages", stages)
+    for name in (*run, *opened):
         if name not in names:
             raise unknown("stage of this pair", name, names)
-    if n_bootstrap < 1:
-        raise DataError(f"n_bootstrap must be at least 1, not {n_bootstrap}")
+    whole_number("n_bootstrap", n_bootstrap)
+    whole_number("seed", seed, least=0)
     layer = chosen_layer(artifact, SITE) if layer is None else layer
     if layer not in artifact.layers(SITE):
         raise unknown(f"layer of {SITE}", layer, artifact.layers(SITE))
-    layers = _span(artifact, layer) if layers is None else tuple(layers)
+    layers = _span(artifact, layer) if layers is None else layer_numbers(layers)
     training = Statements.of(artifact, datasets)
     dataset = _asked(artifact, training) if dataset is None else dataset
     asked = require_both_labels(dataset, artifact.statements(dataset))
@@ -188,8 +191,8 @@ def intervene(
     }
     questions = Questions.of(asked, n=n, seed=seed)
     frames: list[pl.DataFrame] = []
-    for stage in stages or names:
-        model = opened.pop(stage) if stage in opened else live.open(artifact, stage)
+    for stage in run:
+        model = model_of(artifact, stage, opened.pop(stage, None))
         frames.append(
             stage_effects(
                 model,
@@ -210,7 +213,7 @@ def intervene(
         arguments={
             "earlier": earlier,
             "later": later,
-            "stages": tuple(stages or names),
+            "stages": run,
             "dataset": dataset,
             "layer": layer,
             "layers": layers,

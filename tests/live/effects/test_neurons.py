@@ -161,8 +161,8 @@ def test_random_neurons_are_long_and_not_the_ones_under_test() -> None:
     ("changes", "error", "message"),
     [
         ({"ablations": []}, DataError, "at least one set"),
-        ({"ablations": [[1], []]}, DataError, "at least one neuron"),
-        ({"ablations": [[1, 1]]}, DataError, "none of them twice"),
+        ({"ablations": [[1], []]}, DataError, "none is named"),
+        ({"ablations": [[1, 1]]}, DataError, "named twice"),
         ({"ablations": [[D_MLP]]}, UnknownNameError, "unknown neuron 24"),
         ({"layer": N_LAYERS}, UnknownNameError, "unknown layer 3"),
         ({"texts": [[4]]}, DataError, "at least two tokens"),

@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from typing_extensions import override
 
+from ptmech._arguments import whole_number
 from ptmech._worked_examples import ANSWERS, QUESTION
 from ptmech.errors import DataError, unknown
 from ptmech.live.edits import SiteEdit
-from ptmech.live.layout import LayoutTracker
+from ptmech.live.layout import LayoutTracker, in_pieces
 from ptmech.live.model import LiveModel
 from ptmech.live.sites import ModelSites
 from ptmech.truth.steering import EFFECTS, Questions, effect_row, random_shift
@@ -113,6 +114,7 @@ def stage_effects(
 
 
 @torch.inference_mode()
+@in_pieces()
 def answer_probabilities(
     model: LiveModel,
     questions: Questions,
@@ -126,7 +128,7 @@ def answer_probabilities(
     Parameters
     ----------
     model
-        The model that is asked, under whatever interventions are active.
+        The model that is asked, under whatever interventions at all tokens are active.
     questions
         What is asked.
     shifts
@@ -150,6 +152,7 @@ def answer_probabilities(
         A shift of another width than the model's; a statement of one token, or a word of the answer
         that the tokenizer does not separate from the question.
     """
+    whole_number("batch_size", batch_size)
     prompts = _encode(model.tokenizer, questions)
     vectors = torch.from_numpy(np.stack(shifts))
     signs = torch.from_numpy(np.where(questions.truths, -1.0, 1.0))
@@ -199,12 +202,12 @@ class _RowShift(SiteEdit):
 
     @override
     def edited(self, stream: Tensor, layout: LayoutTracker) -> Tensor | None:
-        index, present = layout.layout.locate(self._tokens, stream)
+        index, present = layout.layout_of_part.locate(self._tokens, stream)
         if not bool(present.any()):
             return None  # the answer's own tokens: the statement is in the cache
         rows = torch.arange(len(stream), device=stream.device).unsqueeze(1)
         changed = stream.clone()
-        changed[rows, index.to(stream.device)] = self(stream[rows, index.to(stream.device)])
+        changed[rows, index] = self(stream[rows, index])
         return changed
 
     @property

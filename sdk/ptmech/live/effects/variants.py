@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from typing_extensions import override
 
+from ptmech._arguments import whole_number
 from ptmech.errors import DataError
 from ptmech.live.edits import SiteEdit
 from ptmech.live.generation import TokenIds, batches, end_tokens, pad
+from ptmech.live.layout import in_pieces
 from ptmech.live.sites import ModelSites
 
 
@@ -75,6 +77,7 @@ class VariantAddition(VariantEdit):
 
 
 @torch.inference_mode()
+@in_pieces()
 def logits_of_variants(
     sites: ModelSites, prompts: Sequence[TokenIds], variants: int, *, batch_size: int
 ) -> Tensor:
@@ -103,13 +106,14 @@ def logits_of_variants(
     """
     shared = common_beginning(prompts)
     logits = torch.empty(variants, len(prompts), sites.vocabulary)
-    for batch in batches(prompts, max(1, batch_size // variants)):
+    for batch in batches(prompts, max(1, whole_number("batch_size", batch_size) // variants)):
         read = _read(sites, [prompts[row] for row in batch], variants, shared)
         logits[:, batch] = sites.project(read.last).float().cpu().unflatten(0, (variants, -1))
     return logits
 
 
 @torch.inference_mode()
+@in_pieces()
 def complete_variants(
     model: nn.Module,
     tokenizer: Any,
@@ -146,7 +150,7 @@ def complete_variants(
     ends = end_tokens(model, tokenizer)
     shared = common_beginning(prompts)
     texts = [[""] * len(prompts) for _ in range(variants)]
-    for batch in batches(prompts, max(1, batch_size // variants)):
+    for batch in batches(prompts, max(1, whole_number("batch_size", batch_size) // variants)):
         read = _read(sites, [prompts[row] for row in batch], variants, shared)
         replies = _continue(sites, read, ends, max_new_tokens)
         for at, reply in enumerate(replies):

@@ -7,9 +7,12 @@ loaded, so there is one way to load and no special case for a model family.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import ValidationError
 
 from ptmech.errors import ArtifactNotFoundError, DataError, unknown
 from ptmech.live.models.files import ModelIdentity, local_folder, model_identity, pinned
@@ -63,11 +66,12 @@ def source_of(id_or_path: str | Path, revision: str | None) -> ModelSource:
         if revision is not None:
             raise DataError(f"{str(id_or_path)!r} is a local folder: it takes no revision")
         return FolderModel(path=folder)
-    if isinstance(id_or_path, Path) or str(id_or_path).count("/") != 1:
-        raise ArtifactNotFoundError(
-            f"{str(id_or_path)!r} is neither a folder nor the id of a model on the Hub (owner/name)"
-        )
-    return HubModel(hub=str(id_or_path), revision=revision or "main")
+    with suppress(ValidationError):  # neither of the two, then
+        if isinstance(id_or_path, str):
+            return HubModel(hub=id_or_path, revision=revision or "main")
+    raise ArtifactNotFoundError(
+        f"{str(id_or_path)!r} is neither a folder nor the id of a model on the Hub (owner/name)"
+    )
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

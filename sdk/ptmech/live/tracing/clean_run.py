@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ptmech.errors import DataError
+from ptmech.live.layout import in_pieces
 from ptmech.live.recording import record
 from ptmech.live.sites import ModelSites, Visitor
 
@@ -68,6 +69,7 @@ class CleanRun:
 
 
 @torch.inference_mode()
+@in_pieces()
 def clean_run(
     sites: ModelSites, tokens: Tensor, *, begin: int, edit_embeddings: Visitor | None = None
 ) -> CleanRun:

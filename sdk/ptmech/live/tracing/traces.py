@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ptmech._arguments import layer_numbers, whole_number
 from ptmech.errors import DataError
 from ptmech.knowledge.prompts import Pairs, PromptPair
 from ptmech.knowledge.traces import Trace, make_trace
@@ -96,8 +97,10 @@ def causal_trace(
     Raises
     ------
     DataError
-        Models of different shape or vocabulary, pairs without a known subject to blur, or noise
-        from another model; before anything runs.
+        Models of different shape or vocabulary, pairs without a known subject to blur, noise from
+        another model or not above 0, no layers or one named twice; before anything runs. Also
+        where interventions at positions or a frozen norm are active: a sweep is made of parts of
+        forwards, and only interventions at all tokens fit it.
     UnknownNameError
         A layer the model does not have.
     UnsupportedModelError
@@ -108,7 +111,9 @@ def causal_trace(
     >>> pairs = knowledge.pairs(statements, model.tokenizer, n_pairs=8)  # doctest: +SKIP
     >>> live.causal_trace(model, pairs).by_role  # doctest: +SKIP
     """
-    chosen = tuple(range(model.n_layers) if layers is None else sorted(set(layers)))
+    _require_arguments(model, pairs, source)
+    every = range(model.n_layers)
+    chosen = tuple(every if layers is None else sorted(layer_numbers(layers)))
     for layer in chosen:
         model.sites.check("resid_post", layer)
     require_drivable(model.sites)
@@ -117,8 +122,12 @@ def causal_trace(
     if donor is not None:
         _require_alike(model, donor, pairs)
     sweep = partial(patch_sweep, model.sites, layers=chosen, tokens_at_once=tokens_at_once)
+    whole_number("samples", samples)
+    whole_number("seed", seed, least=0)
     if noise is None:
         trace = partial(_patch_false, model.sites, sweep, donor.sites if donor else None)
+    elif not 0 < noise < np.inf:
+        raise DataError(f"noise is a number of standard deviations above 0, not {noise}")
     elif donor is None:
         strength = noise * _embedding_spread(model.sites, pairs)
         trace = partial(_restore_true, model.sites, sweep, strength, samples, seed)
@@ -146,6 +155,15 @@ def causal_trace(
         known={},
         **names,
     )
+
+
+def _require_arguments(model: Any, pairs: Any, source: Any) -> None:
+    """Refuse what is no live model or no pairs."""
+    for what in (model, *(() if source is None else (source,))):
+        if not hasattr(what, "sites"):
+            raise DataError(f"expected a live model, not {type(what).__name__}: live.open(...)")
+    if not isinstance(pairs, Pairs):
+        raise DataError(f"expected pairs, not {type(pairs).__name__}: knowledge.pairs(...)")
 
 
 def _patch_false(
