@@ -304,7 +304,10 @@ def _tensor(values: Any) -> Tensor:
 
 
 def _layers(layers: Layers) -> Layers:
-    return layers if layers == "all" else layer_numbers(layers)  # other words are refused there
+    """Return layers as a value: the numbers, or ``"all"`` of whatever model it is."""
+    if isinstance(layers, str) and layers == "all":
+        return layers
+    return layer_numbers(layers)
 
 
 def _require_module(model: Any) -> None:
