@@ -40,6 +40,8 @@ ASKED: list[tuple[str, Any, str]] = [
     ("seed", lambda m: m.generate(ROWS, temperature=1.0, seed=-1), "seed .* from 0"),
     ("top_p", lambda m: m.generate(ROWS, top_p=2.0), "top_p"),
     ("string", lambda m: m.logits("word1 word2"), "prompts must be a list"),
+    ("flat", lambda m: m.logits([3, 7, 11]), "prompt 0 must be a list, not int"),
+    ("float ids", lambda m: m.logits([[3, 1.5]]), "a token must be a whole number, not 1.5"),
     ("chat", lambda m: live.LiveModel.chat(m, "word1"), "chat template|must be a list"),
     ("layers", lambda m: m.activations(ROWS, layers="1"), "'all' or whole numbers"),
     ("none", lambda m: m.activations(ROWS, layers=[]), "layers: none is named"),

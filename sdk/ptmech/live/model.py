@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ptmech._arguments import layer_numbers, several
+from ptmech._arguments import layer_numbers, several, whole_number
 from ptmech.errors import (
     DataError,
     ParityError,
@@ -151,7 +151,10 @@ class LiveModel:
         found: list[list[int]] = []
         for number, prompt in enumerate(several("prompts", prompts)):
             ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-            tokens = [int(token) for token in ids]
+            tokens = [
+                whole_number("a token", token, least=None)
+                for token in several(f"prompt {number}", ids)
+            ]
             if not tokens:
                 raise DataError(f"prompt {number} has no tokens")
             if min(tokens) < 0 or max(tokens) >= self.sites.vocabulary:
