@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -18,6 +17,7 @@ from typing_extensions import override
 from ptmech._arguments import layer_numbers
 from ptmech.errors import DataError, unknown
 from ptmech.live.layout import LayoutTracker, edit_tokens
+from ptmech.live.precision import precise
 from ptmech.live.sites import ModelSites
 
 Layers = Literal["all"] | int | Sequence[int]
@@ -88,11 +88,8 @@ class Ablation(SiteEdit):
 
     @override
     def __call__(self, values: Tensor) -> Tensor:
-        # In half precision the projection would leave a visible remainder.
-        precise = torch.promote_types(values.dtype, torch.float32)
-        unit = self.unit.to(values.device, precise)
-        exact = values.to(precise)
-        return (exact - (exact @ unit).unsqueeze(-1) * unit).to(values.dtype)
+        exact = precise(values)
+        return (exact - _along(exact, self.unit)).to(values.dtype)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -127,11 +124,8 @@ class Scaling(SiteEdit):
     def __call__(self, values: Tensor) -> Tensor:
         if self.unit is None:
             return values * self.factor
-        precise = torch.promote_types(values.dtype, torch.float32)
-        unit = self.unit.to(values.device, precise)
-        exact = values.to(precise)
-        along = (exact @ unit).unsqueeze(-1) * unit
-        return (exact + (self.factor - 1) * along).to(values.dtype)
+        exact = precise(values)
+        return (exact + (self.factor - 1) * _along(exact, self.unit)).to(values.dtype)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -215,3 +209,9 @@ class MeanAblation:
 
     def _layer(self, sites: ModelSites) -> int:
         return sites.n_layers - 1 if self.layer == -1 else self.layer
+
+
+def _along(values: Tensor, unit: Tensor) -> Tensor:
+    """Return the component of values [..., d_model] along a unit vector [d_model]."""
+    unit = unit.to(values)
+    return (values @ unit).unsqueeze(-1) * unit

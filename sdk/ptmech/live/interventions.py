@@ -22,6 +22,7 @@ from ptmech.errors import DataError
 from ptmech.live.edits import Ablation, Addition, Layers, MeanAblation, Patch, Scaling
 from ptmech.live.frozen_norm import FrozenFinalNorm
 from ptmech.live.layout import LayoutTracker, Positions, parse_positions
+from ptmech.live.precision import precise
 from ptmech.live.sites import ModelSites
 
 __all__ = [
@@ -335,7 +336,7 @@ def _vector(values: Any) -> Tensor:
     vector = _tensor(values)
     if not vector.is_floating_point():
         vector = vector.double()
-    vector = vector.to(torch.promote_types(vector.dtype, torch.float32))
+    vector = precise(vector)
     if vector.ndim != 1 or not bool(torch.isfinite(vector).all()):
         raise DataError(
             f"expected a finite vector, not values of shape {tuple(vector.shape)} or values that "

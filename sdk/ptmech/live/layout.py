@@ -126,7 +126,7 @@ def prompt_indices(positions: Positions, lengths: Sequence[int]) -> Tensor:
     DataError
         A position outside of a prompt, or ``"all"`` with prompts of several lengths.
     """
-    length = torch.tensor(lengths).unsqueeze(1)
+    end = torch.tensor(lengths)
     parsed = parse_positions(positions)
     if parsed is None:
         if len(set(lengths)) > 1:
@@ -137,16 +137,32 @@ def prompt_indices(positions: Positions, lengths: Sequence[int]) -> Tensor:
         parsed = torch.arange(lengths[0])
     elif parsed.ndim == 2 and len(parsed) != len(lengths):
         raise DataError(f"positions for {len(parsed)} rows do not fit {len(lengths)} prompts")
-    parsed = parsed.expand(len(lengths), -1)
-    indices = torch.where(parsed < 0, length + parsed, parsed)
-    outside = (indices < 0) | (indices >= length)
+    return _counted(
+        parsed,
+        torch.zeros_like(end),
+        end,
+        "position {position} lies outside of prompt {row}, which has {tokens} tokens",
+    )
+
+
+def _counted(positions: Tensor, first: Tensor, end: Tensor, complaint: str) -> Tensor:
+    """Return positions of prompts from `first` to `end` [rows], counted as these are.
+
+    Raises
+    ------
+    DataError
+        The complaint, about the first position that lies outside of its prompt.
+    """
+    positions = positions.to(first.device).expand(len(first), -1)
+    start, stop = first.unsqueeze(1), end.unsqueeze(1)
+    counted = torch.where(positions < 0, stop + positions, start + positions)
+    outside = (counted < start) | (counted >= stop)
     if bool(outside.any()):
         row = int(outside.any(dim=1).nonzero()[0])
-        raise DataError(
-            f"position {int(parsed[row][outside[row]][0])} lies outside of prompt {row}, which has "
-            f"{lengths[row]} tokens"
-        )
-    return indices
+        wrong = int(positions[row][outside[row]][0])
+        tokens = int(end[row] - first[row])
+        raise DataError(complaint.format(position=wrong, row=row, tokens=tokens))
+    return counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,15 +222,12 @@ class Layout:
         """
         if positions.ndim == 2:
             positions = self.of_rows(positions, "positions")
-        positions = positions.to(self.first.device).expand(len(self.first), -1)
-        start, end = self.first.unsqueeze(1), self.end.unsqueeze(1)
-        whole = torch.where(positions < 0, end + positions, start + positions)
-        outside = (whole < start) | (whole >= end)
-        if bool(outside.any()):
-            row = int(outside.any(dim=1).nonzero()[0])
-            length = int(self.end[row] - self.first[row])
-            wrong = int(positions[row][outside[row]][0])
-            raise DataError(f"position {wrong} lies outside of a prompt of {length} tokens")
+        whole = _counted(
+            positions,
+            self.first,
+            self.end,
+            "position {position} lies outside of a prompt of {tokens} tokens",
+        )
         index = (whole - self.past).to(stream.device)
         return index, (index >= 0) & (index < stream.shape[1])
 

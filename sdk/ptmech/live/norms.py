@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ptmech.errors import UnsupportedModelError
 from ptmech.live.architectures import NormKind
+from ptmech.live.precision import precise
 
 _EPSILONS = ("eps", "variance_epsilon")
 
@@ -62,20 +63,20 @@ class NormParts:
         parts: Any = norm
         shift: Tensor | None = getattr(norm, "bias", None)
         return cls(
-            gain=_precise(parts.weight.detach()) + gain_offset,
-            shift=None if shift is None else _precise(shift.detach()),
+            gain=precise(parts.weight.detach()) + gain_offset,
+            shift=None if shift is None else precise(shift.detach()),
             epsilon=float(epsilon),
             centred=kind == "layer",
         )
 
     def scale(self, stream: Tensor) -> Tensor:
         """Return what each token of a stream [..., d_model] is multiplied by: [..., 1]."""
-        exact = self._centre(_precise(stream))
+        exact = self._centre(precise(stream))
         return torch.rsqrt(exact.square().mean(dim=-1, keepdim=True) + self.epsilon)
 
     def linear(self, stream: Tensor) -> Tensor:
         """Return a stream [..., d_model] with everything done to it but scale and shift."""
-        return self._centre(_precise(stream)) * self.gain.to(stream.device)
+        return self._centre(precise(stream)) * self.gain.to(stream.device)
 
     def normed(self, stream: Tensor, scale: Tensor) -> Tensor:
         """Return the norm of a stream [..., d_model] at a given scale [..., 1], in its dtype."""
@@ -86,7 +87,3 @@ class NormParts:
 
     def _centre(self, stream: Tensor) -> Tensor:
         return stream - stream.mean(dim=-1, keepdim=True) if self.centred else stream
-
-
-def _precise(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

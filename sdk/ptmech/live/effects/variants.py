@@ -23,6 +23,7 @@ from ptmech.errors import DataError
 from ptmech.live.edits import SiteEdit
 from ptmech.live.generation import TokenIds, batches, end_tokens, pad
 from ptmech.live.layout import in_pieces
+from ptmech.live.precision import precise
 from ptmech.live.sites import ModelSites
 
 
@@ -49,10 +50,8 @@ class VariantEdit(SiteEdit):
         variants = len(self.vectors)
         if len(values) % variants:
             raise DataError(f"a forward of {len(values)} rows does not hold {variants} variants")
-        # In half precision a projection would leave a visible remainder.
-        precise = torch.promote_types(values.dtype, torch.float32)
-        vectors = self.vectors.to(values.device, precise).unsqueeze(1)
-        return values.to(precise).reshape(variants, -1, self.width), vectors
+        exact = precise(values)
+        return exact.reshape(variants, -1, self.width), self.vectors.to(exact).unsqueeze(1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
