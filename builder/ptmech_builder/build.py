@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
-from ptmech.manifest import (
-    MANIFEST,
-    ActivationFile,
-    Dataset,
-    Defaults,
-    Extra,
-    FileEntry,
-    Manifest,
-    Parity,
-    Part,
-    PartEntry,
-    Stage,
-    canonical_json,
-)
-from ptmech.model_sources import FolderModel
-from ptmech_builder.cards import Card
+from ptmech.manifest import MANIFEST, Manifest, canonical_json
+from ptmech_builder.assembly import assemble
+from ptmech_builder.builders import AT_ONCE, PATIENTLY, Builder, at_work
 from ptmech_builder.plan import Plan
 from ptmech_builder.progress import Progress
+from ptmech_builder.receipts import Receipt, Standing
 from ptmech_builder.units import Unit
 from ptmech_builder.workbench import Workbench
-from ptmech_builder.writer import Receipt, Writer
+from ptmech_builder.writer import Writer
 
 RECORDED = ("ptmech", "torch", "transformers", "tokenizers", "numpy", "polars", "zarr")
-"""Packages whose versions the manifest records."""
+"""Packages whose versions a receipt records."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,10 @@ class BuildReport:
     ----------
     done, reused
         Number of units made now, and of units found finished.
+    again
+        Units made now though they had been made before, each with the reason.
+    swept
+        Unfinished files of builds that had died here, which were removed.
     tokens, seconds
         Tokens that went through a model now, and wall-clock time.
     manifest
@@ -54,10 +46,14 @@ class BuildReport:
     tokens: int
     seconds: float
     manifest: Manifest
+    again: Mapping[str, str] = field(default_factory=dict)
+    swept: int = 0
 
 
-def run(plan: Plan, root: Path, progress: Progress) -> BuildReport:
+def run(plan: Plan, root: Path, progress: Progress, *, recheck: bool = False) -> BuildReport:
     """Build an artifact, or finish one.
+
+    Several builds of one card may run on one folder: they share its units.
 
     Parameters
     ----------
@@ -67,6 +63,8 @@ def run(plan: Plan, root: Path, progress: Progress) -> BuildReport:
         Folder of the artifact; made if it is missing.
     progress
         Where bars and lines go.
+    recheck
+        Whether to hash finished files again though nobody has touched them.
 
     Raises
     ------
@@ -74,208 +72,137 @@ def run(plan: Plan, root: Path, progress: Progress) -> BuildReport:
         If activations deviate from a plain forward; the unit's files are not written.
     DataError
         If a unit's input cannot be used.
+    BusyError
+        If another build is making the same files by another recipe in this folder.
+    StorageError
+        If the disk refuses; finished units are kept.
     """
     started = perf_counter()
-    writer = Writer(root)
-    bench = Workbench(plan.loaders(), root, progress)
-    for unit in plan.units:
-        receipt = writer.receipt(unit.name, unit.key)
-        if receipt is not None and unit.accepts(receipt):
-            bench.receipts[unit.name] = receipt
-    pending = [unit for unit in plan.units if unit.name not in bench.receipts]
-    progress.line(
-        f"{plan.card.name}: {len(plan.units)} units, {len(plan.units) - len(pending)} finished, "
-        f"{len(pending)} to do"
-    )
-    if pending:
-        # Units replace files of the artifact that stood here: it is no longer whole.
-        with suppress(FileNotFoundError):
-            (root / MANIFEST).unlink()
-    for unit in pending:
-        bench.receipts[unit.name] = _finish(unit, bench, writer)
-    manifest = _assemble(plan, bench.receipts, writer)
-    _put_if_new(writer, MANIFEST, canonical_json(manifest))
+    with at_work(root, {unit.name: unit.key for unit in plan.units}) as builder:
+        writer = Writer(root, builder.temporary, recheck=recheck)
+        bench = Workbench(plan.loaders(), root, progress)
+        found = standings(plan.units, writer)
+        _say_what_was_found(plan.card.name, found, builder.swept, progress)
+        made = _make_missing(plan.units, found, bench, writer, builder)
+        manifest = assemble(plan, bench.receipts, writer)
+        writer.put_if_new(MANIFEST, canonical_json(manifest))
     return BuildReport(
-        done=len(pending),
-        reused=len(plan.units) - len(pending),
-        tokens=sum(unit.tokens for unit in pending),
+        done=len(made),
+        reused=len(plan.units) - len(made),
+        tokens=sum(unit.tokens for unit in made),
         seconds=perf_counter() - started,
         manifest=manifest,
+        again={unit.name: reason for unit in made if (reason := found[unit.name].reason)},
+        swept=builder.swept,
     )
+
+
+def standings(units: Sequence[Unit], writer: Writer) -> dict[str, Standing]:
+    """Tell of every unit whether it is finished in the writer's folder, and if not, why."""
+    return {unit.name: _standing(unit, writer) for unit in units}
+
+
+def reasons_to_repeat(found: Mapping[str, Standing]) -> Iterator[str]:
+    """Say which units have to be made again though they were made before, one line a reason."""
+    units_by_reason: dict[str, list[str]] = defaultdict(list)
+    for unit, standing in found.items():
+        if standing.reason:
+            units_by_reason[standing.reason].append(unit)
+    for reason, units in units_by_reason.items():
+        more = f" and {len(units) - 3} more" if len(units) > 3 else ""
+        yield f"to make again ({reason}): {', '.join(units[:3])}{more}"
+
+
+def _say_what_was_found(
+    name: str, found: Mapping[str, Standing], swept: int, progress: Progress
+) -> None:
+    finished = sum(standing.receipt is not None for standing in found.values())
+    again = sum(bool(standing.reason) for standing in found.values())
+    progress.line(
+        f"{name}: {len(found)} units, {finished} finished, {again} to make again, "
+        f"{len(found) - finished - again} new"
+    )
+    for line in reasons_to_repeat(found):
+        progress.line(line)
+    if swept:
+        progress.line(f"removed {swept} unfinished files of builds that died here")
+
+
+def _standing(unit: Unit, writer: Writer) -> Standing:
+    found = writer.standing(unit.name, unit.key, unit.recipe_digests)
+    if found.receipt is not None and not unit.accepts(found.receipt):
+        return Standing(None, "checked less strictly than the card now asks")
+    return found
+
+
+def _make_missing(
+    units: Sequence[Unit],
+    found: Mapping[str, Standing],
+    bench: Workbench,
+    writer: Writer,
+    builder: Builder,
+) -> list[Unit]:
+    """Make what is missing, and gather every receipt; return the units made here.
+
+    A unit that another build is making is put off, until only such are left or one is needed.
+    """
+    bench.receipts.update(
+        {name: standing.receipt for name, standing in found.items() if standing.receipt is not None}
+    )
+    made: list[Unit] = []
+    put_off: list[Unit] = []
+
+    def settle(unit: Unit, seconds: float) -> bool:
+        with builder.claim(unit.name, seconds) as held:
+            if not held:
+                return False
+            finished = _standing(unit, writer).receipt  # by another build, since we looked
+            if finished is None:
+                finished = _finish(unit, bench, writer)
+                made.append(unit)
+            bench.receipts[unit.name] = finished
+            return True
+
+    def settle_put_off() -> None:
+        for unit in put_off:
+            if not settle(unit, AT_ONCE):
+                bench.progress.line(f"{unit.name}: another build is making it, waiting")
+                settle(unit, PATIENTLY)
+        put_off.clear()
+
+    for unit in units:
+        if unit.name in bench.receipts:
+            continue
+        if unit.reads_units:
+            settle_put_off()
+        if not settle(unit, AT_ONCE):
+            put_off.append(unit)
+    settle_put_off()
+    return made
 
 
 def _finish(unit: Unit, bench: Workbench, writer: Writer) -> Receipt:
     """Make a unit, write its files, then its receipt."""
     started = perf_counter()
     made = unit.make(bench)
+    # The unit replaces files of the artifact that may stand here: it is no longer whole.
+    writer.withdraw()
     writer.begin(unit.name)
     entries = tuple(
         unit.entry(output, writer.put(output.path, output.data)) for output in made.files
     )
-    receipt = Receipt(
-        unit=unit.name,
-        key=unit.key,
-        activation=unit.finished(made),
-        files=entries,
-        facts={**made.facts, "parity_rows": made.rows},
+    receipt = writer.finish(
+        Receipt(
+            unit=unit.name,
+            key=unit.key,
+            recipe=unit.recipe_digests,
+            activation=unit.finished(made),
+            files=entries,
+            facts={**made.facts, "parity_rows": made.rows},
+            versions={package: version(package) for package in RECORDED},
+        )
     )
-    writer.finish(receipt)
     seconds = perf_counter() - started
     rate = f", {unit.tokens / seconds:,.0f} tokens/s" if unit.tokens else ""
     bench.progress.line(f"{unit.name}: {len(entries)} files, {seconds:.1f} s{rate}")
     return receipt
-
-
-def _assemble(plan: Plan, receipts: Mapping[str, Receipt], writer: Writer) -> Manifest:
-    """Write the part manifests and return the manifest of the whole."""
-    parts = tuple(
-        _write_part(plan, stage.card.name, dataset, receipts, writer)
-        for stage in plan.stages
-        for dataset in stage.prompts
-    )
-    extras = tuple(
-        file for unit in plan.units for file in receipts[unit.name].files if isinstance(file, Extra)
-    )
-    card = plan.card
-    first = plan.stages[0].prompts
-    return Manifest(
-        name=card.name,
-        title=card.title,
-        description=card.description,
-        licence=card.licence,
-        card_sha256=plan.card_sha256,
-        narrowed=plan.narrowed,
-        stages=tuple(_stages(plan, receipts)),
-        datasets=tuple(
-            Dataset(
-                name=dataset.name,
-                title=dataset.title,
-                kind=dataset.kind,
-                rows=int(first[dataset.name].uids.size),
-                positions=dataset.positions,
-                sha256=plan.origins[dataset.name].sha256,
-                source=plan.origins[dataset.name].source,
-                note=dataset.note,
-            )
-            for dataset in plan.datasets
-        ),
-        sites=plan.layers,
-        dtype=plan.dtype,
-        compute_dtype=card.extraction.compute_dtype,
-        parity=_worst_parity(plan, receipts),
-        defaults=_defaults(card, [dataset.name for dataset in plan.datasets]),
-        versions={package: version(package) for package in RECORDED},
-        parts=parts,
-        extras=extras,
-    )
-
-
-def _write_part(
-    plan: Plan, stage: str, dataset: str, receipts: Mapping[str, Receipt], writer: Writer
-) -> PartEntry:
-    finished = [
-        receipts[unit.name]
-        for unit in plan.blocks
-        if (unit.stage, unit.prompts.dataset) == (stage, dataset)
-    ]
-    files = [f for receipt in finished for f in receipt.files if isinstance(f, ActivationFile)]
-    units = [receipt.activation for receipt in finished if receipt.activation is not None]
-    rows = sum(unit.rows for unit in units)
-    part = Part(
-        stage=stage,
-        dataset=dataset,
-        rows=rows,
-        d_model=plan.stages[0].shape.d_model,
-        positions=next(d.positions for d in plan.datasets if d.name == dataset),
-        dtype=plan.dtype,
-        units=tuple(units),
-        files=tuple(sorted(files, key=lambda file: file.path)),
-    )
-    entry = _put_if_new(writer, f"manifests/{stage}/{dataset}.json", canonical_json(part))
-    return PartEntry(
-        **entry.model_dump(),
-        stage=stage,
-        dataset=dataset,
-        rows=rows,
-        data_bytes=sum(file.bytes for file in files),
-    )
-
-
-def _put_if_new(writer: Writer, path: str, data: bytes) -> FileEntry:
-    """Write a file unless these very bytes stand there already."""
-    target = writer.root / path
-    if target.is_file() and target.read_bytes() == data:
-        return writer.describe(path, data)
-    return writer.put(path, data)
-
-
-def _stages(plan: Plan, receipts: Mapping[str, Receipt]) -> Iterable[Stage]:
-    for stage in plan.stages:
-        facts = next(
-            receipts[unit.name].facts for unit in plan.blocks if unit.stage == stage.card.name
-        )
-        yield Stage(
-            name=stage.card.name,
-            title=stage.card.title,
-            model=stage.identity.source,
-            source=None if isinstance(stage.source, FolderModel) else stage.source,
-            sha256=stage.identity.digests,
-            architecture=facts["architecture"],
-            n_layers=facts["n_layers"],
-            d_model=facts["d_model"],
-            d_mlp=facts["d_mlp"],
-            vocabulary=facts["vocabulary"],
-            tokenizer_sha256=stage.tokenizer_sha256,
-            template=stage.card.template,
-            template_options=stage.card.template_options,
-            add_beginning=stage.card.add_beginning,
-            quantisation=stage.card.quantisation,
-            note=stage.card.note,
-        )
-
-
-def _worst_parity(plan: Plan, receipts: Mapping[str, Receipt]) -> Parity | None:
-    blocks = [(receipts[unit.name], unit) for unit in plan.blocks]
-    found = [(r.activation.parity, u, r) for r, u in blocks if r.activation is not None]
-    if not found:
-        return None
-    worst, unit, _ = max(found, key=lambda entry: entry[0])
-    return Parity(
-        worst=worst,
-        tolerance=plan.tolerance,
-        rows=sum(int(receipt.facts["parity_rows"]) for _, _, receipt in found),
-        stage=unit.stage,
-        dataset=unit.prompts.dataset,
-    )
-
-
-def _defaults(card: Card, datasets: list[str]) -> Defaults:
-    """Say what the card's author chose, as far as this build holds it."""
-    truth, refusal = card.truth, card.refusal
-    asked = truth.intervention if truth else None
-    chosen = Defaults(
-        truth_layer=truth.layer if truth else None,
-        truth_datasets=tuple(n for n in truth.datasets if n in datasets) if truth else (),
-        truth_asked=asked.dataset if asked and asked.dataset in datasets else None,
-        truth_first_layer=asked.first_layer if asked else None,
-        truth_examples=asked.examples if asked and asked.dataset in datasets else (),
-        trace_datasets=tuple(t.dataset for t in card.traces if t.dataset in datasets),
-    )
-    if refusal is None:
-        return chosen
-    return chosen.model_copy(
-        update={
-            "refusal_layer": refusal.layer,
-            "refusal_position": refusal.position,
-            "refusal_layers": {
-                name: own.layer for name, own in refusal.stages.items() if own.layer is not None
-            },
-            "refusal_positions": {
-                name: own.position
-                for name, own in refusal.stages.items()
-                if own.position is not None
-            },
-            "harmful": refusal.harmful,
-            "harmless": refusal.harmless,
-        }
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ from ptmech_builder.publish_command import publish
 
 if TYPE_CHECKING:
     from ptmech_builder.plan import Plan, Selection
+    from ptmech_builder.receipts import Standing
 
 PREREQUISITES = ("torch", "transformers", "safetensors", "peft", "gguf")
 
@@ -64,9 +65,13 @@ def plan(
 ) -> None:
     """Say what a build would do: units, tokens, files and bytes."""
     _require_builder()
+    from ptmech_builder.build import reasons_to_repeat, standings
+    from ptmech_builder.writer import Writer
+
     selection = _selection(stages, datasets, limit, "cpu", dtype)
     made = _make_plan(card, selection, data_dir, statements or [])
-    rows = _summarise(made, out)
+    found = standings(made.units, Writer(out or default_root(made.card.name)))
+    rows = _summarise(made, found)
     total = {
         key: sum(row[key] for row in rows)
         for key in ("units", "finished", "tokens", "files", "bytes")
@@ -82,6 +87,8 @@ def plan(
             f"{row['what']:<34}{row['units']:>7}{row['finished']:>6}{row['tokens']:>10,}"
             f"{row['files']:>7}{row['bytes']:>15,}"
         )
+    for line in reasons_to_repeat(found):
+        typer.echo(line)
     if made.left_out:
         typer.echo(f"left out: {made.left_out}")
 
@@ -97,6 +104,9 @@ def build(
     dtype: DtypeOption = None,
     data_dir: DataDirOption = None,
     statements: StatementsOption = None,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Hash finished files again, touched or not.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")] = False,
 ) -> None:
     """Build the artifact of a card; units that are finished are not done again."""
@@ -108,15 +118,16 @@ def build(
     selection = _selection(stages, datasets, limit, device, dtype, device_map)
     made = _make_plan(card, selection, data_dir, statements or [])
     root = out or default_root(made.card.name)
-    report = run(made, root, progress)
+    report = run(made, root, progress, recheck=recheck)
     if made.left_out:
         progress.line(f"left out: {made.left_out}")
     parity = report.manifest.parity
     deviation = (
         "" if parity is None else f"; worst deviation from a plain forward {parity.worst:.1e}"
     )
+    again = f" ({len(report.again)} of them again)" if report.again else ""
     progress.line(
-        f"{root}: {report.done} units done, {report.reused} reused, "
+        f"{root}: {report.done} units done{again}, {report.reused} reused, "
         f"{report.manifest.total_bytes:,} bytes in {report.seconds:.0f} s{deviation}"
     )
 
@@ -200,21 +211,16 @@ def _names(listed: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
-def _summarise(made: Plan, out: Path | None) -> list[dict]:
+def _summarise(made: Plan, found: Mapping[str, Standing]) -> list[dict]:
     """Return one row a kind of unit and stage: units, finished ones, tokens, files, bytes."""
-    from ptmech_builder.writer import Writer
-
-    writer = Writer(out or default_root(made.card.name))
     rows: dict[str, dict] = {}
     for unit in made.units:
         what = f"{unit.kind} {unit.stage}".strip()
         row = rows.setdefault(
             what, {"what": what, "units": 0, "finished": 0, "tokens": 0, "files": 0, "bytes": 0}
         )
-        receipt = writer.receipt(unit.name, unit.key)
-        done = receipt is not None and unit.accepts(receipt)
         row["units"] += 1
-        row["finished"] += int(done)
+        row["finished"] += int(found[unit.name].receipt is not None)
         row["tokens"] += unit.tokens
         row["files"] += unit.expected_files
         row["bytes"] += unit.expected_bytes

@@ -353,6 +353,7 @@ def _activation_units(
         ActivationUnit(
             stage=stage.card.name,
             identity=stage.identity.digest,
+            tokenizer=stage.tokenizer_sha256,
             prompts=prompts.take(every[first : first + step]),
             block=block,
             n_blocks=len(starts),

@@ -29,7 +29,8 @@ from ptmech.manifest import (
 )
 from ptmech.manifest import ActivationUnit as FinishedBlock
 from ptmech_builder.prompts import Prompts
-from ptmech_builder.writer import Receipt, digest, tensor_bytes
+from ptmech_builder.receipts import Receipt, recipe_digests
+from ptmech_builder.writer import digest, tensor_bytes
 
 if TYPE_CHECKING:
     from ptmech_builder.workbench import Workbench
@@ -120,11 +121,24 @@ class Unit(ABC):
         """Bytes of the files, as far as they can be told beforehand."""
         return 0
 
+    @property
+    def reads_units(self) -> bool:
+        """Whether it reads files of units that come before it."""
+        return False
+
     @cached_property
     def key(self) -> str:
         """The sha256 over the recipe."""
-        recipe = {"kind": self.kind, "semantics": SEMANTICS[self.kind], **self.recipe()}
-        return digest(canonical_json(recipe))
+        return digest(canonical_json(self._whole_recipe))
+
+    @cached_property
+    def recipe_digests(self) -> Mapping[str, str]:
+        """A short digest of each entry of the recipe: what changed, when the key does."""
+        return recipe_digests(self._whole_recipe)
+
+    @cached_property
+    def _whole_recipe(self) -> Mapping[str, Any]:
+        return {"kind": self.kind, "code": SEMANTICS[self.kind], **self.recipe()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +171,11 @@ class MeasuredUnit(ExtraUnit):
     def kind(self) -> ExtraKind:
         return "scores"
 
+    @property
+    @override
+    def reads_units(self) -> bool:
+        return True
+
     @override
     def recipe(self) -> Mapping[str, Any]:
         return {
@@ -186,7 +205,7 @@ class TableUnit(ExtraUnit):
 
     @override
     def recipe(self) -> Mapping[str, Any]:
-        return {"path": self.path, "sha256": digest(self._bytes)}
+        return {"path": self.path, "rows": digest(self._bytes)}
 
     @property
     @override
@@ -208,6 +227,8 @@ class ActivationUnit(Unit):
 
     identity: str
     """Digest of weights and adapter."""
+    tokenizer: str
+    """Digest of the tokenizer."""
     prompts: Prompts
     """The rows of this block."""
     block: int
@@ -236,10 +257,13 @@ class ActivationUnit(Unit):
     def recipe(self) -> Mapping[str, Any]:
         return {
             "weights": self.identity,
-            "prompts": self.prompts.digest,
-            "rendered": digest("".join(self.prompts.rendered_sha256).encode()),
-            "layers": {site: list(layers) for site, layers in self.layers.items()},
-            "block": [self.block, self.n_blocks],
+            "tokenizer": self.tokenizer,
+            "template": digest("".join(self.prompts.rendered_sha256).encode()),
+            "rows": digest(self.prompts.uids.astype("<u8").tobytes()),
+            "token ids": self.prompts.digest,
+            "positions": list(self.prompts.positions),
+            "sites": {site: list(layers) for site, layers in self.layers.items()},
+            "rows_per_block": [self.block, self.n_blocks],
             "compute_dtype": self.compute_dtype,
             "dtype": self.dtype,
             "tokens_per_batch": self.tokens_per_batch,
@@ -355,7 +379,7 @@ class AdapterUnit(ExtraUnit):
 
     @override
     def recipe(self) -> Mapping[str, Any]:
-        return {"sha256": dict(self.sha256)}
+        return {"adapter": dict(self.sha256)}
 
     @property
     @override

@@ -13,7 +13,7 @@ from ptmech.errors import ParityError
 from ptmech.manifest import ActivationFile
 from ptmech.storage import FolderSource, VerifiedFiles, read_tensors
 from ptmech_builder.progress import Progress
-from ptmech_builder.writer import Receipt
+from ptmech_builder.receipts import Receipt
 
 if TYPE_CHECKING:
     from ptmech.live.model import LiveModel

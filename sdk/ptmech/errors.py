@@ -10,9 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ptmech._privacy import without_secrets
+
 
 class PtmechError(Exception):
-    """Root of all errors that ptmech raises on purpose."""
+    """Root of all errors that ptmech raises on purpose.
+
+    Messages quote what they were given: addresses, names in cards, what servers say. Tokens and
+    passwords in it are taken out here, for all of them.
+
+    Examples
+    --------
+    >>> str(PtmechError("nothing at https://ada:enchantress@example.org/acts"))
+    'nothing at https://***@example.org/acts'
+    """
+
+    def __init__(self, *details: object) -> None:
+        shown = (without_secrets(each) if isinstance(each, str) else each for each in details)
+        super().__init__(*shown)
 
 
 class UnknownNameError(PtmechError, LookupError):
@@ -63,8 +78,20 @@ class IntegrityError(PtmechError, OSError):
     """Bytes that differ from what the manifest promises."""
 
 
+class StorageError(PtmechError, OSError):
+    """A disk that does not take what is written: full, read-only, out of handles, broken."""
+
+
+class BusyError(PtmechError, RuntimeError):
+    """A folder in which another build is making the same files in another way."""
+
+
 class AlignmentError(PtmechError, ValueError):
     """Rows of two stages that are not the same prompts."""
+
+
+class AlignmentWarning(UserWarning):
+    """Rows were left out because not both stages have them, as the caller asked."""
 
 
 class UnsupportedModelError(PtmechError, NotImplementedError):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +45,11 @@ from ptmech.errors import (
     UnknownNameError,
 )
 from ptmech.live.models.gguf import quiet_transformers
-from ptmech_builder.build import BuildReport
+from ptmech_builder.build import BuildReport, run
+from ptmech_builder.builders import at_work
+from ptmech_builder.progress import Progress
 from ptmech_builder.units import ActivationUnit, Unit
+from ptmech_builder.workbench import Workbench
 from ptmech_builder.writer import Writer
 
 DATASETS = ("capitals", "colours", "harmful", "harmless")
@@ -523,7 +529,14 @@ def test_what_changed_is_done_again_and_nothing_else(
     rows[0]["text"] = "Snow is snow-white."
     recipe["datasets"][1].update(write_dataset(tmp_path / "card", "colours", rows))
     changed = card_in(tmp_path, recipe)
-    build(changed, root)
+    report = build(changed, root)
+    assert report.again == {
+        "tables.statements": "rows changed",
+        "tables.tokens.base": "rows changed",
+        "tables.tokens.tuned": "rows changed",
+        "acts.base.colours.00000": "rows, template, token ids changed",
+        "acts.tuned.colours.00000": "rows, template, token ids changed",
+    }
     assert sorted(made) == [
         "acts.base.colours.00000",
         "acts.tuned.colours.00000",
@@ -649,3 +662,122 @@ def test_a_plan_promises_what_a_build_delivers(built: Built) -> None:
     assert built.report.tokens == sum(unit.tokens for unit in acts)
     parts_and_manifest = len(STAGES) * len(DATASETS) + 1
     assert sum(unit.expected_files for unit in units.values()) == len(there) - parts_and_manifest
+
+
+# Several builds, and what a build says --------------------------------------------------------
+
+
+class Listening(Progress):
+    """Keeps the lines that a person would see."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def said(card: Path, root: Path, **selection: Any) -> list[str]:
+    progress = Listening()
+    run(plan_of(card, **selection), root, progress)
+    return progress.lines
+
+
+def test_a_build_says_what_it_found(recipe: Recipe, tmp_path: Path) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    assert said(card, root)[0] == "tiny: 8 units, 0 finished, 0 to make again, 8 new"
+    assert said(card, root) == ["tiny: 8 units, 8 finished, 0 to make again, 0 new"]
+    assert said(card, root, dtype="bfloat16")[:2] == [
+        "tiny: 8 units, 6 finished, 2 to make again, 0 new",
+        "to make again (dtype changed): acts.base.capitals.00000, acts.tuned.capitals.00000",
+    ]
+    (root / "weights" / "base" / "neurons.parquet").unlink()
+    (root / ".build" / "receipts" / "adapter.tuned.json").unlink()
+    assert said(card, root, dtype="bfloat16")[:2] == [
+        "tiny: 8 units, 6 finished, 1 to make again, 1 new",
+        "to make again (weights/base/neurons.parquet is missing): weights.base",
+    ]
+
+
+def test_a_damaged_file_is_made_again(recipe: Recipe, tmp_path: Path) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    build(card, root)
+    whole = digests(root)
+    path = root / "acts" / "base" / "capitals" / "resid_post" / "L01.safetensors"
+    flip_last_byte(path)
+    report = build(card, root)
+    assert report.again == {
+        "acts.base.capitals.00000": "acts/base/capitals/resid_post/L01.safetensors is damaged"
+    }
+    assert digests(root) == whole
+    before = path.stat()
+    flip_last_byte(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert build(card, root).done == 0
+    assert run(plan_of(card), root, Progress(quiet=True), recheck=True).done == 1
+    assert digests(root) == whole
+
+
+def flip_last_byte(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last ^ 1]))
+
+
+def test_a_unit_that_fails_leaves_the_old_artifact_whole(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    build(card, root)
+    whole = digests(root)
+
+    def fail(*_args: Any) -> Any:
+        raise DataError("no")
+
+    monkeypatch.setattr(ActivationUnit, "make", fail)
+    with pytest.raises(DataError):
+        build(card, root, dtype="bfloat16")
+    assert digests(root) == whole
+
+
+def test_a_unit_that_another_build_holds_is_put_off_and_then_found_finished(
+    recipe: Recipe, tmp_path: Path, made: list[str]
+) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    build(card, tmp_path / "undisturbed")
+    plan = plan_of(card)
+    held = "acts.base.capitals.00000"
+    made.clear()
+    progress = Listening()
+    keys = {unit.name: unit.key for unit in plan.units}
+    with ThreadPoolExecutor(1) as pool, at_work(root, keys) as other:
+        with other.claim(held):
+            racing = pool.submit(run, plan, root, progress)
+            while not any("waiting" in line for line in progress.lines):
+                time.sleep(0.01)
+            # Everything that needs nothing of it is done meanwhile.
+            assert len(made) == len(plan.units) - 1
+            bench = Workbench(plan.loaders(), root, Progress(quiet=True))
+            unit = next(unit for unit in plan.units if unit.name == held)
+            ptmech_builder.build._finish(unit, bench, Writer(root, other.temporary))
+            assert not racing.done()
+        racing.exception(timeout=60)
+    report = racing.result()
+    assert report.done == len(plan.units) - 1
+    assert made.count(held) == 1
+    assert digests(root) == digests(tmp_path / "undisturbed")
+
+
+def test_versions_are_those_that_made_the_units(recipe: Recipe, tmp_path: Path) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ptmech_builder.build, "version", lambda package: f"old {package}")
+        build(card, root)
+    assert load(root).manifest.versions["numpy"] == "old numpy"
+    build(card, root)
+    assert load(root).manifest.versions["numpy"] == "old numpy"
+    build(card, root, dtype="bfloat16")
+    assert load(root).manifest.versions["numpy"] == f"{np.__version__}, old numpy"

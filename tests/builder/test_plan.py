@@ -188,7 +188,8 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         | SCORES,
     ),
     "decoder of a tokenizer": (
-        other_tokenizer, {"scores.tuned", "scores.tuned.candidates"} | TRACES,
+        other_tokenizer,
+        ACTS_TUNED | SCORES | {"scores.tuned.candidates"} | TRACES,
     ),
 }  # fmt: skip
 

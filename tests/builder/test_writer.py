@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from ptmech.errors import StorageError
 from ptmech.manifest import ActivationFile, ActivationUnit, Extra
+from ptmech_builder.receipts import Receipt, recipe_digests
 from ptmech_builder.units import parquet_bytes
-from ptmech_builder.writer import Receipt, Writer, tensor_bytes
+from ptmech_builder.writer import Writer, tensor_bytes
 
 KEY, OTHER_KEY = "a" * 64, "b" * 64
 
@@ -126,25 +131,42 @@ def test_everything_is_flushed_before_it_is_renamed(
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
-    writer.put("x.bin", b"content")
+    writer.put("a/b/x.bin", b"content")
+    # First the entries of a/b in a, of a in the folder, of the folder in the one above.
+    assert steps == ["folder"] * 3 + ["file", "rename", "folder"]
+    steps.clear()
+    writer.put("a/b/y.bin", b"content")
     assert steps == ["file", "rename", "folder"]
 
 
 def test_a_receipt_counts_under_its_own_key_only(writer: Writer) -> None:
     receipt = receipt_of(writer, "a.bin", "b/c.bin")
     assert writer.receipt("unit", KEY) is None
-    writer.finish(receipt)
+    receipt = writer.finish(receipt)
     assert writer.receipt("unit", KEY) == receipt
     assert writer.receipt("unit", OTHER_KEY) is None
     assert writer.receipt("other", KEY) is None
     assert Writer(writer.root).receipt("unit", KEY) == receipt
 
 
-@pytest.mark.parametrize("damage", ["gone", "shorter", "longer", "a folder"])
-def test_a_receipt_counts_only_while_its_files_are_there(writer: Writer, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("gone", "b.bin is missing"),
+        ("shorter", "b.bin has another size"),
+        ("longer", "b.bin has another size"),
+        ("a folder", "b.bin is missing"),
+        ("another", "b.bin is damaged"),
+    ],
+)
+def test_a_receipt_counts_only_while_its_files_are_there(
+    writer: Writer, damage: str, reason: str
+) -> None:
     writer.finish(receipt_of(writer, "a.bin", "b.bin"))
     path = writer.root / "b.bin"
     match damage:
+        case "another":
+            path.write_bytes(b"B.bin")
         case "gone":
             path.unlink()
         case "shorter":
@@ -155,6 +177,63 @@ def test_a_receipt_counts_only_while_its_files_are_there(writer: Writer, damage:
             path.unlink()
             path.mkdir()
     assert writer.receipt("unit", KEY) is None
+    assert writer.standing("unit", KEY).reason == reason
+
+
+def test_files_that_were_copied_are_hashed_and_hold(writer: Writer, tmp_path: Path) -> None:
+    receipt = writer.finish(receipt_of(writer, "a.bin", "b.bin"))
+    copy = Writer(shutil.copytree(writer.root, tmp_path / "copy"))
+    assert copy.receipt("unit", KEY) == receipt
+    (copy.root / "a.bin").write_bytes(b"A.bin")
+    assert copy.standing("unit", KEY).reason == "a.bin is damaged"
+
+
+def test_a_flip_that_keeps_its_mark_is_found_when_asked_for(writer: Writer) -> None:
+    writer.finish(receipt_of(writer, "a.bin"))
+    path = writer.root / "a.bin"
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.write(b"A")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert writer.receipt("unit", KEY) is not None
+    suspicious = Writer(writer.root, recheck=True)
+    assert suspicious.standing("unit", KEY).reason == "a.bin is damaged"
+
+
+def test_a_receipt_says_what_of_its_recipe_changed(writer: Writer) -> None:
+    before = recipe_digests({"dtype": "float32", "rows_per_block": 64, "weights": "a"})
+    receipt = receipt_of(writer, "a.bin")
+    writer.finish(receipt.model_copy(update={"recipe": before}))
+    after = recipe_digests({"dtype": "bfloat16", "rows_per_block": 32, "weights": "a"})
+    assert writer.standing("unit", OTHER_KEY, after).reason == "dtype, rows per block changed"
+    assert writer.standing("unit", OTHER_KEY).reason == "dtype, rows per block, weights changed"
+    writer.finish(receipt)
+    assert writer.standing("unit", OTHER_KEY, after).reason == "its recipe changed"
+    assert writer.standing("other", KEY).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "No space left on device; finished units are kept: make room and run the"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "Read-only file system; finished units are kept: make it writable and"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EIO, "see to the disk and run the same build again"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line_with_a_way_out(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match=re.escape(words)) as caught:
+        writer.put("a.bin", b"content")
+    assert caught.value.errno == number
+    assert str(caught.value).startswith(f"{writer.root / 'a.bin'}: ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"unit": "unit"}', b"\xff\xfe", b"null"])
@@ -177,10 +256,11 @@ def test_a_receipt_keeps_what_activations_need(writer: Writer) -> None:
         ),
         facts={"n_layers": 4, "architecture": "llama"},
     )
-    writer.finish(receipt)
+    written = writer.finish(receipt)
     found = writer.receipt(receipt.unit, KEY)
-    assert found == receipt
+    assert found == written
     assert found is not None
+    assert found.model_copy(update={"marks": ()}) == receipt
     assert [type(file) for file in found.files] == [ActivationFile, Extra]
 
 

@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from ptmech.errors import (
     ArtifactNotFoundError,
@@ -57,12 +56,6 @@ class ModelIdentity(Frozen):
     weights: dict[str, str]
     adapter: dict[str, str] | None = None
     quantisation: Quantisation | None = None
-
-    @model_serializer(mode="wrap")
-    def _unless_used_as_they_are(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Weights that are used as they are keep the digest they had before there was a choice.
-        dumped: dict[str, Any] = dump(self)
-        return {k: v for k, v in dumped.items() if k != "quantisation" or v is not None}
 
     @property
     def digests(self) -> dict[str, str]:

@@ -1,0 +1,159 @@
+"""Who is at work in a folder: live builds, what dead ones left behind, and whose unit is whose.
+
+A build shows that it lives by a lock on ``.build/builders/<id>.lock``, which the operating system
+takes back when it dies, however it dies. Whatever belongs to a build whose lock is free is swept
+away by the next one. Builds of the same units share them: one makes a unit while it holds that
+unit's claim, the others go on to the next. Comings and goings take place one at a time, behind
+``.build/lock``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from ptmech.errors import BusyError
+from ptmech_builder.storage_errors import storage_errors
+from ptmech_builder.writer import WORK
+
+AT_ONCE: Final = 0.0
+PATIENTLY: Final = -1.0
+"""How long to wait for a claim, in seconds: not at all, or until its holder is done or dead."""
+
+
+class Builder:
+    """A build at work in a folder, from :func:`at_work`.
+
+    Attributes
+    ----------
+    temporary
+        Folder for its unfinished files.
+    swept
+        Unfinished files of dead builds that were removed when it came.
+    """
+
+    def __init__(self, work: Path, name: str, swept: int) -> None:
+        self.temporary = work / "tmp" / name
+        self.swept = swept
+        self._claims = work / "claims"
+
+    @contextmanager
+    def claim(self, unit: str, seconds: float = PATIENTLY) -> Generator[bool]:
+        """Hold a unit, so that no other build of this folder makes it meanwhile.
+
+        Parameters
+        ----------
+        unit
+            Its name.
+        seconds
+            How long to wait for another build that holds it.
+
+        Yields
+        ------
+        bool
+            Whether it is held.
+        """
+        lock = FileLock(self._claims / f"{unit}.lock")
+        with storage_errors(Path(lock.lock_file)):
+            held = _acquired(lock, seconds)
+        try:
+            yield held
+        finally:
+            if held:
+                lock.release()
+
+
+@contextmanager
+def at_work(root: Path, keys: Mapping[str, str]) -> Generator[Builder]:
+    """Announce a build for as long as it lasts, and sweep up after dead ones.
+
+    Parameters
+    ----------
+    root
+        Folder of the artifact.
+    keys
+        Key of each unit of the build, by name.
+
+    Raises
+    ------
+    BusyError
+        If a live build makes one of the units by another recipe.
+    StorageError
+        If the disk refuses.
+    """
+    work = root / WORK
+    name = uuid4().hex
+    builders = work / "builders"
+    presence = FileLock(builders / f"{name}.lock")
+    with storage_errors(work):
+        for folder in (builders, work / "claims"):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(work / "lock"):
+            live, swept = _sweep(work)
+            _require_same_recipes(root, live, keys)
+            # The plan first: a live build without one would be a riddle to the others.
+            (builders / f"{name}.json").write_text(json.dumps(dict(keys)))
+            presence.acquire()
+    try:
+        yield Builder(work, name, swept)
+    finally:
+        presence.release()
+        # The disk may be what ended the build: what cannot be tidied now, the next build sweeps.
+        with suppress(OSError), FileLock(work / "lock"):
+            _sweep(work)
+
+
+def _acquired(lock: FileLock, seconds: float) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
+
+
+def _sweep(work: Path) -> tuple[list[Path], int]:
+    """Remove what dead builds left; return the plans of live ones, and how many files went."""
+    builders = work / "builders"
+    live = [path.stem for path in builders.glob("*.lock") if _is_held(path)]
+    for left in builders.iterdir():
+        if left.stem not in live:
+            left.unlink()
+    swept = 0
+    for left in sorted((work / "tmp").glob("*")):
+        if left.name in live:
+            continue
+        if left.is_dir():
+            swept += len(list(left.iterdir()))
+            shutil.rmtree(left)
+        else:
+            swept += 1
+            left.unlink()
+    if not live:
+        for claim in (work / "claims").iterdir():
+            claim.unlink()
+    return [builders / f"{name}.json" for name in live], swept
+
+
+def _is_held(path: Path) -> bool:
+    lock = FileLock(path)
+    free = _acquired(lock, AT_ONCE)
+    lock.release()
+    return not free
+
+
+def _require_same_recipes(root: Path, live: list[Path], keys: Mapping[str, str]) -> None:
+    for plan in live:
+        others: dict[str, str] = json.loads(plan.read_text())
+        for unit, key in keys.items():
+            if others.get(unit, key) != key:
+                raise BusyError(
+                    f"another build is at work in {root} and makes {unit} by another recipe: "
+                    "wait for it, or build into another folder with --out"
+                )
