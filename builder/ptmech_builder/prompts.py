@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from ptmech._schemas import TOKEN_COLUMNS
 from ptmech.errors import DataError
 from ptmech.live.templates import encoded
 from ptmech_builder.cards import DatasetCard, StageCard
@@ -131,13 +132,3 @@ def tokens_table(prompts: Sequence[Prompts], tokenizer: PreTrainedTokenizerBase)
             columns["positions"].append(part.indices[row].tolist())
             columns["rendered_sha256"].append(part.rendered_sha256[row])
     return pl.DataFrame(columns, schema=TOKEN_COLUMNS)
-
-
-TOKEN_COLUMNS: dict[str, Any] = {
-    "row_uid": pl.UInt64,
-    "dataset": pl.String,
-    "token_ids": pl.List(pl.Int32),
-    "tokens": pl.List(pl.String),
-    "positions": pl.List(pl.Int32),
-    "rendered_sha256": pl.String,
-}

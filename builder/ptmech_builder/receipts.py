@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from ptmech.errors import FormatError
 from ptmech.manifest import (
@@ -22,7 +22,7 @@ from ptmech.manifest import (
     parse_schema,
 )
 
-Mark = tuple[int, int]
+Mark = tuple[StrictInt, StrictInt]
 """Inode and modification time (ns) of a file when it was written."""
 
 

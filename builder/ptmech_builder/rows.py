@@ -6,34 +6,18 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import numpy as np
 import polars as pl
 
+from ptmech._schemas import STATEMENT_COLUMNS
 from ptmech.alignment import row_uid
 from ptmech.errors import DataError, first_line
 from ptmech_builder.cards import CardFile, DatasetCard, RowColumn
 from ptmech_builder.dataset_files import DataFile, data_file
 from ptmech_builder.sampling import draw
 from ptmech_builder.tables import read_table
-
-COLUMNS: dict[str, Any] = {
-    "row_uid": pl.UInt64,
-    "dataset": pl.String,
-    "row": pl.Int32,
-    "source_id": pl.String,
-    "text": pl.String,
-    "label": pl.Int8,
-    "polarity": pl.Int8,
-    "pair": pl.String,
-    "group": pl.String,
-    "split": pl.String,
-    "subject": pl.String,
-    "object": pl.String,
-    "topic": pl.String,
-}
-"""Columns of ``tables/statements.parquet``."""
 
 POLARITIES: Final = {"1": 1, "-1": -1, "1.0": 1, "-1.0": -1}
 """How files write affirmed, and negated."""
@@ -63,9 +47,9 @@ def read_rows(file: DataFile, dataset: DatasetCard, limit: int | None = None) ->
     Returns
     -------
     polars.DataFrame
-        With the columns of :data:`COLUMNS`, in the file's order or in that of the draw; columns
-        the file lacks are null. Rows of a file without ``source_id`` go by their number in it,
-        counted from 1.
+        With the columns of :data:`ptmech._schemas.STATEMENT_COLUMNS`, in the file's order or in
+        that of the draw; columns the file lacks are null. Rows of a file without ``source_id`` go
+        by their number in it, counted from 1.
 
     Raises
     ------
@@ -262,10 +246,10 @@ def _typed(rows: pl.DataFrame, dataset: DatasetCard, file: str) -> pl.DataFrame:
         pl.lit(dataset.name).alias("dataset"),
         pl.int_range(rows.height, dtype=pl.Int32).alias("row"),
     )
-    absent = [pl.lit(None).alias(name) for name in COLUMNS if name not in rows.columns]
+    absent = [pl.lit(None).alias(name) for name in STATEMENT_COLUMNS if name not in rows.columns]
     try:
         typed = rows.with_columns(absent).select(
-            pl.col(name).cast(dtype) for name, dtype in COLUMNS.items()
+            pl.col(name).cast(dtype) for name, dtype in STATEMENT_COLUMNS.items()
         )
     except pl.exceptions.InvalidOperationError as error:
         raise DataError(f"{file}: a column holds no such value: {first_line(error)}") from error

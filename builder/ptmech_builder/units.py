@@ -138,7 +138,8 @@ class Unit(ABC):
 
     @cached_property
     def _whole_recipe(self) -> Mapping[str, Any]:
-        return {"kind": self.kind, "code": SEMANTICS[self.kind], **self.recipe()}
+        about = {"unit": self.name, "kind": self.kind, "code": SEMANTICS[self.kind]}
+        return {**about, **self.recipe()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -440,18 +441,21 @@ class WeightsUnit(ExtraUnit):
 
     @override
     def make(self, bench: Workbench) -> Made:
-        from ptmech_builder.weights import neuron_statistics, unembedding_statistics
+        from ptmech.live.weight_statistics import (
+            neuron_statistics,
+            unembedding_statistics,
+            unembedding_tensors,
+        )
 
         sites = bench.sites(self.stage)
         about = {"convention": "folded_centered", "null_space_k": self.null_space_k}
         folder = f"weights/{self.stage}"
-        statistics = unembedding_statistics(sites, self.null_space_k)
+        statistics = unembedding_statistics(sites)
         files: list[Output] = []
         if self.neurons:
             neurons = neuron_statistics(sites, statistics, self.null_space_k)
             files.append(Output(f"{folder}/neurons.parquet", parquet_bytes(neurons)))
-        standard = statistics["folded_centered"]
-        tensors = {"singular_values": standard.singular_values(), "mean_row": standard.mean_row}
+        tensors = unembedding_tensors(statistics)
         files.append(Output(f"{folder}/unembedding.safetensors", tensor_bytes(tensors, about)))
         return Made(iter(files), bench.stage_facts(self.stage))
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from ptmech.errors import ParityError
 from ptmech.manifest import ActivationFile
-from ptmech.storage import FolderSource, VerifiedFiles, read_tensors
+from ptmech.storage import FolderSource, VerifiedFiles, read_table, read_tensors
 from ptmech_builder.progress import Progress
 from ptmech_builder.receipts import Receipt
 
@@ -113,7 +113,7 @@ class Workbench:
     def table(self, unit: str, file: str) -> pl.DataFrame:
         """Read a finished unit's table back, by the name of its file."""
         entry = next(f for f in self.receipts[unit].files if f.path.endswith(f"/{file}"))
-        return pl.read_parquet(self._files.path(entry))
+        return read_table(self._files.path(entry), entry.path)
 
     def activations(self, stage: str, dataset: str, layer: int, index: int) -> np.ndarray:
         """Read finished activations back: ``resid_pre`` of a layer, one stored position.

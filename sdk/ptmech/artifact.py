@@ -12,9 +12,13 @@ import numpy as np
 import polars as pl
 
 from ptmech._arguments import layer_span
+from ptmech._json import MAX_JSON_BYTES
+from ptmech._schemas import STATEMENTS, statements_of, tokens_of
 from ptmech._selection import Names, chosen_parts, chosen_places
-from ptmech.alignment import require_same_rows
+from ptmech._text import shortened
+from ptmech.alignment import OnMismatch, named_uid, require_same_rows
 from ptmech.errors import (
+    AlignmentError,
     DataError,
     FormatError,
     NotStoredError,
@@ -22,7 +26,6 @@ from ptmech.errors import (
 )
 from ptmech.manifest import (
     MANIFEST,
-    MAX_JSON_BYTES,
     SITES,
     ActivationFile,
     Extra,
@@ -35,8 +38,11 @@ from ptmech.pair import Pair
 from ptmech.storage import (
     Source,
     VerifiedFiles,
+    read_table,
     read_tensors,
 )
+from ptmech.storage.tables import MAX_ROWS
+from ptmech.storage.verified import MAX_READ_BYTES
 
 
 class Artifact:
@@ -137,7 +143,8 @@ class Artifact:
             stored positions), ``rendered_sha256``.
         """
         self._require_stage(stage)
-        return self._table(f"tables/tokens/{stage}.parquet")
+        path = f"tables/tokens/{stage}.parquet"
+        return tokens_of(self._rows_table(path), path)
 
     def labels(self, dataset: str) -> np.ndarray:
         """Return the labels of a statement set.
@@ -197,8 +204,10 @@ class Artifact:
             If they exist but were not built.
         IntegrityError
             If a file is missing or damaged.
+        FormatError
+            If a file does not hold what its part promises, or values that are not finite.
         AlignmentError
-            If the file's rows are not the dataset's.
+            If the file's rows are not the dataset's, or the dataset's not what their ids say.
         DataError
             If no layer is given.
         """
@@ -206,8 +215,13 @@ class Artifact:
             raise DataError(
                 f"activations of which layer? {site} has {layer_span(self.layers(site))}"
             )
-        blocks = self._blocks(dataset, stage, site, layer, position)
-        stored = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        uids, stored = self.stored_rows(dataset, stage, site=site, layer=layer, position=position)
+        require_same_rows(
+            self.statements(dataset)["row_uid"].to_numpy(),
+            uids,
+            f"{dataset} at stage {stage}, {site} layer {layer}",
+            self.row_name,
+        )
         return stored if dtype is None else np.array(stored, dtype=dtype)
 
     def prefetch(
@@ -264,17 +278,62 @@ class Artifact:
             progress=progress,
         )
 
-    def pair(self, earlier: str, later: str) -> Pair:
+    def pair(self, earlier: str, later: str, *, on_mismatch: OnMismatch = "raise") -> Pair:
         """Return two stages side by side, rows aligned.
+
+        Parameters
+        ----------
+        earlier, later
+            Names of two stages.
+        on_mismatch
+            What becomes of rows that not both stages have: ``"raise"`` refuses to read them,
+            ``"intersect"`` leaves them out and warns, see :class:`Pair`.
 
         Raises
         ------
         UnknownNameError
-            If a stage does not exist.
+            If a stage does not exist, or ``on_mismatch`` is neither of the two.
         DataError
             If both are the same.
         """
-        return Pair(self, earlier, later)
+        return Pair(self, earlier, later, on_mismatch=on_mismatch)
+
+    def stored_rows(
+        self, dataset: str, stage: str, *, site: str, layer: int, position: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of one site, layer and position as they stand in the files.
+
+        For :class:`Pair` and whoever joins rows: unlike :meth:`activations` it does not compare
+        them with the table of statements.
+
+        Returns
+        -------
+        row_uids : numpy.ndarray
+            [rows] uint64.
+        activations : numpy.ndarray
+            [rows, d_model] of the stored type, mapped read-only if the part is one block.
+
+        Raises
+        ------
+        UnknownNameError, NotStoredError, IntegrityError, FormatError
+            As :meth:`activations`.
+        """
+        loaded = self._blocks(dataset, stage, site, layer, position)
+        if len(loaded) == 1:
+            return loaded[0]
+        uids, blocks = zip(*loaded, strict=True)
+        return np.concatenate(uids), np.concatenate(blocks)
+
+    def row_name(self, uid: int) -> str:
+        """Name a row in a message: its id, and what the table of statements knows of it."""
+        try:
+            known = self._statements.filter(pl.col("row_uid") == uid)
+        except (FormatError, AlignmentError):  # what is wrong with the table is told elsewhere
+            return named_uid(uid)
+        if known.is_empty():
+            return named_uid(uid)
+        source_id, text = known.select("source_id", "text").row(0)
+        return f"{named_uid(uid)} ({shortened(source_id, 60)!r}, {shortened(text, 60)!r})"
 
     def table(self, path: str) -> pl.DataFrame:
         """Read one of the artifact's Parquet tables by its path.
@@ -309,8 +368,21 @@ class Artifact:
         return self._files.read(entry)
 
     def read_all(self, entries: Iterable[FileEntry]) -> list[bytes]:
-        """Return the checked bytes of several files of the artifact, downloaded together."""
+        """Return the checked bytes of several files of the artifact, downloaded together.
+
+        Raises
+        ------
+        FormatError
+            If they are too many bytes to be held in memory at once.
+        IntegrityError
+            If a file is missing or damaged.
+        """
         wanted = list(entries)
+        if (total := sum(entry.bytes for entry in wanted)) > MAX_READ_BYTES:
+            raise FormatError(
+                f"{wanted[0].path} and {len(wanted) - 1} more files have {total} bytes, more than "
+                "are read into memory at once"
+            )
         self._bring(wanted)
         return [self._files.read(entry) for entry in wanted]
 
@@ -363,7 +435,7 @@ class Artifact:
 
     @cached_property
     def _statements(self) -> pl.DataFrame:
-        return self._table("tables/statements.parquet")
+        return statements_of(self._rows_table(STATEMENTS), STATEMENTS)
 
     def _bring(self, entries: Iterable[FileEntry], *, progress: bool = True) -> None:
         self._files.bring(entries, self.id, progress=progress)
@@ -377,13 +449,14 @@ class Artifact:
             )
         return entry
 
-    def _table(self, path: str) -> pl.DataFrame:
+    def _table(self, path: str, max_rows: int = MAX_ROWS) -> pl.DataFrame:
         entry = self._require_extra(path)
-        local = self._files.path(entry)
-        try:
-            return pl.read_parquet(local)
-        except pl.exceptions.PolarsError as error:
-            raise FormatError(f"{path} is not a Parquet table: {error}") from error
+        return read_table(self._files.path(entry), path, max_rows=max_rows)
+
+    def _rows_table(self, path: str) -> pl.DataFrame:
+        """Read a table of all rows. A few too many are told from others by their ids, not here."""
+        promised = sum(dataset.rows for dataset in self.manifest.datasets)
+        return self._table(path, min(MAX_ROWS, 10_000 + 2 * promised))
 
     def _require_stage(self, stage: str) -> None:
         if stage not in self.stages:
@@ -395,7 +468,8 @@ class Artifact:
 
     def _blocks(
         self, dataset: str, stage: str, site: str, layer: int, position: int
-    ) -> list[np.ndarray]:
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Row ids and activations [rows, d_model] of each block of rows, in order."""
         part = self.part(dataset, stage)
         layers = self.layers(site)
         if layer not in layers:
@@ -413,15 +487,11 @@ class Artifact:
             )
         index = part.positions.index(position)
         self._bring(files)
-        loaded = [self._load_block(entry, part) for entry in files]
-        require_same_rows(
-            self.statements(dataset)["row_uid"].to_numpy(),
-            np.concatenate([uids for _, uids in loaded]),
-            f"{dataset} at stage {stage}, {site} layer {layer}",
-        )
-        return [activations[:, index] for activations, _ in loaded]
+        return [self._load_block(entry, part, index) for entry in files]
 
-    def _load_block(self, entry: ActivationFile, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    def _load_block(
+        self, entry: ActivationFile, part: Part, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         tensors = read_tensors(self._files.path(entry))
         shape = (entry.rows, len(part.positions), part.d_model)
         activations = tensors.get("activations")
@@ -436,7 +506,10 @@ class Artifact:
                 f"{entry.path} does not hold {part.dtype} activations of shape {shape} and the "
                 "ids of their rows"
             )
-        return activations, uids
+        chosen = activations[:, index]
+        if not np.isfinite(chosen).all():
+            raise FormatError(f"{entry.path} holds activations that are not finite; build it again")
+        return uids, chosen
 
     def __repr__(self) -> str:
         manifest = self.manifest

@@ -1,8 +1,10 @@
 """The command line: ``ptmech info``, ``verify`` and one command for each perspective.
 
 Every command takes an artifact, prints tables, or with ``--json`` one JSON document. What goes
-wrong is said in one line on standard error. Exit codes: 0 fine, 2 a request that cannot be met,
-3 a damaged artifact, 130 interrupted.
+wrong is said in one line on standard error, with the way out. Exit codes: 0 fine, 1 a bug, 2 a
+request that cannot be met, 3 a damaged artifact, 130 interrupted.
+
+Nothing that is written tells a secret, the home folder or who runs it on which machine.
 
 Other distributions add commands through the entry-point group ``ptmech.commands``: each names a
 function that takes the :class:`typer.Typer` application.
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -20,8 +23,9 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
+from ptmech._output import discreet_output, told
 from ptmech._text import visible
-from ptmech.errors import FormatError, IntegrityError, PtmechError
+from ptmech.errors import FormatError, IntegrityError, PtmechError, first_line
 
 if TYPE_CHECKING:
     from ptmech.artifact import Artifact
@@ -29,7 +33,17 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 PLUGINS: Final = "ptmech.commands"
-UNMET, DAMAGED, INTERRUPTED = 2, 3, 130
+BUG, UNMET, DAMAGED, INTERRUPTED = 1, 2, 3, 130
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for a command line that it does not understand."""
+
+_WAYS_OUT: Final = {
+    errno.EACCES: "; give yourself the right to it",
+    errno.EPERM: "; give yourself the right to it",
+    errno.ENOENT: "; check how it is spelled",
+    errno.ENOSPC: "; make room and try again",
+    errno.EMFILE: "; raise the limit on open files (ulimit -n)",
+}
 
 Ref = Annotated[
     str,
@@ -54,17 +68,29 @@ class OneLineErrors(TyperGroup):
     """Commands whose errors are one line and an exit code, never a traceback."""
 
     @override
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        if not args:  # the help comes instead
+            return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            raise _misused(error) from error
+
+    @override
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            raise _misused(error) from error
         except PtmechError as error:
             damaged = isinstance(error, (IntegrityError, FormatError))
             raise _exit(error, DAMAGED if damaged else UNMET) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone; typer knows how to stop
                 raise
-            raise _exit(error, UNMET) from error
+            raise _exit(_refused(error), UNMET) from error
         except KeyboardInterrupt as error:
             raise _exit("interrupted", INTERRUPTED) from error
 
@@ -73,7 +99,21 @@ def main() -> None:
     """Run the command line and exit."""
     # What the Hub's client warns of is tried again, or said in one line.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    create_app()(prog_name="ptmech")
+    with discreet_output():
+        try:
+            create_app()(prog_name="ptmech")
+        except SystemExit:
+            raise
+        except KeyboardInterrupt:  # before there was a command
+            _say("interrupted")
+            sys.exit(INTERRUPTED)
+        except BaseException as bug:  # libraries in Rust panic with errors that are no Exception
+            typer.echo(told(bug), err=True, nl=False)
+            _say(
+                f"this is a bug in ptmech {version('ptmech')}: please report it with the lines "
+                "above, from which tokens, home folder and names have been taken"
+            )
+            sys.exit(BUG)
 
 
 def create_app() -> typer.Typer:
@@ -91,7 +131,7 @@ def create_app() -> typer.Typer:
         try:
             register = plugin.load()
         except (ImportError, AttributeError) as error:
-            typer.echo(f"ptmech: no commands of plugin {plugin.name!r}: {error}", err=True)
+            _say(f"no commands of plugin {plugin.name!r}: {error}")
         else:
             register(app)
     return app
@@ -110,25 +150,73 @@ def info(ref: Ref, as_json: Json = False) -> None:
         print_line(repr(artifact))
 
 
-def verify(ref: Ref, as_json: Json = False) -> None:
+def verify(
+    ref: Ref,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also run the models again and compare a sample.")
+    ] = False,
+    rows: Annotated[
+        int, typer.Option(min=1, help="With --deep: rows of each block that are run again.")
+    ] = 2,
+    device: Annotated[str, typer.Option(help="With --deep: where models run.")] = "auto",
+    folder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE=FOLDER",
+            help="With --deep: where the weights are of a stage that was built from a folder.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE=FOLDER",
+            help="With --deep: where the adapter is of a stage that may not ship it.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check every byte of an artifact; exits with 3 if something is wrong."""
+    from ptmech import live
     from ptmech.console import print_json, print_line
-    from ptmech.verify import listed_files
+    from ptmech.verify import listed_files, verify_deep
     from ptmech.verify import verify as find_faults
 
+    places = {"folders": _by_stage(folder or ()), "adapters": _by_stage(adapter or ())}
+    if deep:
+        live.require_torch()  # told now rather than after every byte has been read
     artifact = _load(ref)
     faults = find_faults(artifact)
+    payload: dict[str, Any] = {}
+    found = None
+    if deep:
+        found = verify_deep(artifact, rows=rows, device=device, faults=faults, **places)
+        faults = [*faults, *found.faults]
+        payload = {
+            "recomputed": {
+                "rows": found.rows,
+                "files": found.files,
+                "numbers": found.numbers,
+                "worst": found.worst,
+                "where": found.where,
+            },
+            "skipped": found.skipped,
+        }
     if as_json:
-        found = [{"path": fault.path, "problem": fault.problem} for fault in faults]
-        print_json({"artifact": artifact.id, "ok": not faults, "faults": found})
-    elif faults:
+        listed = [{"path": fault.path, "problem": fault.problem} for fault in faults]
+        print_json({"artifact": artifact.id, "ok": not faults, "faults": listed, **payload})
+    else:
         for fault in faults:
             print_line(str(fault))
-    else:
-        files = listed_files(artifact)
-        print_line(f"ok: {len(files)} files, {sum(entry.bytes for entry in files):,} bytes")
-    if faults:
-        raise typer.Exit(DAMAGED)
+        if not faults:
+            files = listed_files(artifact)
+            print_line(f"ok: {len(files)} files, {sum(entry.bytes for entry in files):,} bytes")
+        if found is not None:
+            print_line(str(found))
+    skipped = () if found is None else found.skipped
+    for line in skipped:
+        _say(line)
+    if faults or skipped:
+        raise typer.Exit(DAMAGED if faults else UNMET)
 
 
 def summary(ref: Ref, earlier: Earlier = None, later: Later = None, as_json: Json = False) -> None:
@@ -379,7 +467,7 @@ def _if_stored(read: Callable[[Artifact], Found], artifact: Artifact) -> Found |
     try:
         return read(artifact)
     except NotStoredError as error:
-        typer.echo(f"ptmech: {error}", err=True)
+        _say(error)
         return None
 
 
@@ -388,7 +476,38 @@ def _stages(artifact: Artifact, earlier: str | None, later: str | None) -> tuple
     return earlier or artifact.stages[0], later or artifact.stages[-1]
 
 
+def _refused(error: OSError) -> str:
+    """Return what the operating system refuses, of which file, and the way out."""
+    what = error.strerror or first_line(error)
+    where = "" if error.filename is None else f"{error.filename}: "
+    return f"{where}{what}{_WAYS_OUT.get(error.errno or 0, '')}"
+
+
+def _by_stage(options: Iterable[str]) -> dict[str, str]:
+    """Read options of the form ``STAGE=FOLDER``."""
+    from ptmech.errors import DataError
+
+    named: dict[str, str] = {}
+    for option in options:
+        stage, equals, folder = option.partition("=")
+        if not (stage and equals and folder) or stage in named:
+            raise DataError(f"each stage once, as STAGE=FOLDER, not {option!r}")
+        named[stage] = folder
+    return named
+
+
+def _misused(error: Any) -> typer.Exit:
+    """Say what is wrong with a command line, and where it is explained."""
+    command = error.ctx.command_path if error.ctx else "ptmech"
+    return _exit(f"{error.format_message().rstrip('.')}; see {command} --help", UNMET)
+
+
 def _exit(problem: object, code: int) -> typer.Exit:
     """Say in one line what is wrong, and return the exit to raise."""
-    typer.echo(f"ptmech: {visible(' '.join(str(problem).split()))}", err=True)
+    _say(problem)
     return typer.Exit(code)
+
+
+def _say(problem: object) -> None:
+    """Write one line to standard error, whatever it is made of."""
+    typer.echo(f"ptmech: {visible(' '.join(str(problem).split()))}", err=True)

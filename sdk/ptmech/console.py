@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ptmech._text import visible
+from ptmech._text import is_plain, visible
 from ptmech.results import Result
 
 WIDTH: Final = 200
@@ -21,8 +21,17 @@ WIDTH: Final = 200
 
 
 def print_json(payload: Mapping[str, Any]) -> None:
-    """Print one JSON document: frames as lists of objects, NaN and infinities as null."""
-    typer.echo(json.dumps(_plain(payload), ensure_ascii=False, allow_nan=False))
+    """Print one JSON document: frames as lists of objects, NaN and infinities as null.
+
+    Letters of all scripts stay as they are; what a terminal would obey is escaped, as JSON can.
+    """
+    document = json.dumps(_plain(payload), ensure_ascii=False, allow_nan=False)
+    if not is_plain(document):
+        document = "".join(
+            character if is_plain(character) else f"\\u{ord(character):04x}"
+            for character in document
+        )
+    typer.echo(document)
 
 
 def result_payload(result: Result) -> dict[str, Any]:
@@ -47,13 +56,15 @@ def print_table(frame: pl.DataFrame, title: str, *, lines: bool = False) -> None
         box=box.HORIZONTALS if lines else box.SIMPLE_HEAD, show_lines=lines, pad_edge=False
     )
     for name, dtype in frame.schema.items():
-        table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left")
+        table.add_column(
+            cell(name.replace("_", " ")), justify="right" if dtype.is_numeric() else "left"
+        )
     for row in frame.iter_rows():
         table.add_row(*map(cell, row))
     with console.capture() as capture:
         console.print(table)
     drawn = [line.rstrip() for line in capture.get().splitlines()]
-    typer.echo("\n".join([title, *(line for line in drawn if line), ""]))
+    typer.echo("\n".join([visible(title), *(line for line in drawn if line), ""]))
 
 
 def print_line(text: str) -> None:

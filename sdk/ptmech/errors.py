@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from ptmech._privacy import without_secrets
+from ptmech._text import shortened, visible
 
 
 class PtmechError(Exception):
@@ -21,7 +22,7 @@ class PtmechError(Exception):
 
     Examples
     --------
-    >>> str(PtmechError("nothing at https://ada:enchantress@example.org/acts"))
+    >>> str(PtmechError("nothing at https://user:secret@example.org/acts"))
     'nothing at https://***@example.org/acts'
     """
 
@@ -79,7 +80,7 @@ class IntegrityError(PtmechError, OSError):
 
 
 class StorageError(PtmechError, OSError):
-    """A disk that does not take what is written: full, read-only, out of handles, broken."""
+    """A disk that refuses: full, read-only, out of handles, closed to this user, broken."""
 
 
 class BusyError(PtmechError, RuntimeError):
@@ -139,8 +140,9 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> UnknownNameErro
     """
     if isinstance(known, range):
         return UnknownNameError(f"unknown {kind} {name!r}. Available: {known[0]} to {known[-1]}")
-    names = [str(option) for option in known]
+    names = [visible(shortened(str(option))) for option in known]
     close = get_close_matches(name, names, n=3, cutoff=0.6) if isinstance(name, str) else []
     hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else "."
     listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} Available: {listed or 'none'}")
+    asked = shortened(repr(name))
+    return UnknownNameError(f"unknown {kind} {asked}{hint} Available: {listed or 'none'}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from ptmech._text import visible
+
 if TYPE_CHECKING:
     import altair as alt
 
@@ -63,4 +65,4 @@ class Result:
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f"{type(self).__name__}({arguments}) from {self.artifact}\n{self.frame}"
+        return visible(f"{type(self).__name__}({arguments}) from {self.artifact}\n{self.frame}")

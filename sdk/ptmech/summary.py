@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
+from typing import Final
 
 import polars as pl
 
 from ptmech import confidence, knowledge, refusal, truth
 from ptmech.artifact import Artifact
+from ptmech.confidence.averages import EFFECTS
 from ptmech.errors import DataError, NotStoredError
 from ptmech.refusal.geometry import card_places
 from ptmech.results import Result
@@ -20,6 +23,13 @@ from ptmech.results import Result
 NOT_TESTABLE = "not testable here"
 BREAKING_LOSS = 1.0
 """Nats a token of plain text that an intervention may cost; beyond, it breaks the model."""
+_COMPARED: Final = {
+    "none": "without intervention",
+    "own": "under its own direction",
+    "transferred": "under the direction of {earlier}",
+    "random": "under a random direction",
+}
+"""The conditions that an answer about refusal needs, each for both kinds of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -124,7 +134,8 @@ def _knowledge(artifact: Artifact, earlier: str, later: str) -> _Finding:
         for trace, stage in ((own_earlier, earlier), (own_later, later))
         if stage in trace.known
     ]
-    strength = float(forward.scaled.max() / own_later.scaled.max())
+    reached = float(own_later.scaled.max())
+    strength = float(forward.scaled.max()) / reached if reached else float("nan")
     return _Finding(
         "yes" if same else "no",
         f"tracing grids correlate by {compared.pearson:.3f}; activations of {earlier} patched into "
@@ -164,14 +175,16 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
         pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in([earlier, later]),
     )
     # Of several lengths the one that is closest to the direction's own.
-    scale = min(scores["scale"].drop_nulls(), key=lambda factor: abs(factor - 1))
+    scale = min(scores["scale"].drop_nulls(), key=lambda factor: abs(factor - 1), default=1.0)
     scores = scores.filter(pl.col("scale").is_null() | (pl.col("scale") == scale))
     added, ablated = (
         {row["direction"]: row for row in scores.filter(prompts=kind).iter_rows(named=True)}
         for kind in ("harmless", "harmful")
     )
-    if any("transferred" not in rows for rows in (added, ablated)):
-        raise NotStoredError(f"no refusals of {later} under the direction of {earlier} are stored")
+    for direction, words in _COMPARED.items():
+        if any(direction not in rows for rows in (added, ablated)):
+            under = words.format(earlier=earlier)
+            raise NotStoredError(f"no refusals of {later} {under} are stored")
     # Directions of length one are equally long already.
     equally_long = "transferred_own_length" if "transferred_own_length" in added else "transferred"
     own, transferred, random = (added[name] for name in ("own", equally_long, "random"))
@@ -245,16 +258,20 @@ def _confidence(artifact: Artifact, earlier: str, later: str) -> _Finding:
     chance = f"chance {compared.chance_overlap:.3f}"
     shared = compared.overlap > 0.5
     try:
-        effects = confidence.effects(artifact).frame.filter(
-            pl.col("stage").is_in([earlier, later]), measure="entropy"
+        effects = (
+            confidence.effects(artifact)
+            .frame.filter(pl.col("stage").is_in([earlier, later]), measure="entropy")
+            .with_columns(pl.selectors.starts_with("share").fill_null(float("nan")))
         )
     except NotStoredError:
-        effects = pl.DataFrame(schema={"ablated": pl.String})
+        effects = pl.DataFrame(schema=EFFECTS)
     tested = {
         (row["stage"], row["neurons"], row["effect"]): row
         for row in effects.filter(ablated="each").iter_rows(named=True)
     }
-    if not {(stage, "random", "norm") for stage in (earlier, later)} <= tested.keys():
+    most = effects.filter(neurons="chosen", ablated="one", effect="total").sort("absolute")
+    compared_by = product((earlier, later), ("chosen", "random"), ("total", "norm"))
+    if most.is_empty() or not tested.keys() >= set(compared_by):
         return _Finding(
             "not shown" if shared else "no",
             evidence,
@@ -267,7 +284,6 @@ def _confidence(artifact: Artifact, earlier: str, later: str) -> _Finding:
         > max(0.0, tested[stage, "random", "norm"]["share_high"])
         for stage in (earlier, later)
     )
-    most = effects.filter(neurons="chosen", ablated="one", effect="total").sort("absolute")
     return _Finding(
         ("yes" if through else "not shown") if shared else "no",
         f"{evidence}; ablating one moves the entropy by "

@@ -16,10 +16,11 @@ from safetensors.numpy import save
 from tests.publishable import Publishable, write_publishable
 from typer.testing import CliRunner
 
+from ptmech._privacy import Private
 from ptmech.cli import create_app
 from ptmech.errors import DataError, IntegrityError
 from ptmech_builder.publishing import RefusedError, findings, prepare, staging
-from ptmech_builder.publishing.refusals import Secrets, require_clean
+from ptmech_builder.publishing.refusals import require_clean
 from ptmech_builder.publishing.staging import Staged, StagedFile, require_bearable
 
 TOKEN = "hf_" + "aB3dE6gH9" * 4
@@ -164,7 +165,7 @@ def test_secrets_are_refused_wherever_they_are(tmp_path: Path, secret: str, what
     ]
     for file in places:
         with pytest.raises(RefusedError) as caught:
-            require_clean([StagedFile.made("a/fine.json", b"{}"), file], Secrets(words=()))
+            require_clean([StagedFile.made("a/fine.json", b"{}"), file], Private())
         assert str(caught.value).startswith(f"{file.path} contains {what}")
         assert secret not in str(caught.value)
 
@@ -181,7 +182,7 @@ def test_secrets_are_refused_wherever_they_are(tmp_path: Path, secret: str, what
     ],
 )
 def test_what_only_looks_like_a_secret_goes(harmless: str) -> None:
-    require_clean([StagedFile.made("README.md", harmless.encode())], Secrets(words=()))
+    require_clean([StagedFile.made("README.md", harmless.encode())], Private())
 
 
 def test_a_secret_in_the_manifest_stops_all(made: Publishable) -> None:

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 from tests.tiny import Family, csv_bytes, tiny_family, write_card, write_dataset
 
+from ptmech._schemas import STATEMENT_COLUMNS
 from ptmech.alignment import row_uid
 from ptmech.errors import CardError, DataError, IntegrityError
 from ptmech_builder.cards import CardFile, DatasetCard, read_card
 from ptmech_builder.dataset_files import DataFile, Origin, dataset_file
-from ptmech_builder.rows import COLUMNS, read_rows
+from ptmech_builder.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -68,7 +69,7 @@ def card_with(
 
 def test_rows_carry_identity_and_order(family: Family, tmp_path: Path) -> None:
     frame = rows_of(family, tmp_path, ROWS)
-    assert frame.schema == pl.Schema(COLUMNS)
+    assert frame.schema == pl.Schema(STATEMENT_COLUMNS)
     assert frame["row_uid"].to_list() == [
         uid_by_formula("things", row["source_id"], row["text"]) for row in ROWS
     ]
@@ -422,7 +423,7 @@ def test_the_demo_s_rows_are_what_its_files_say() -> None:
             uid_by_formula(dataset.name, row["source_id"], row["text"])
             for row in expected.to_dict("records")
         ]
-        for column in set(COLUMNS) - {"row_uid", "dataset", "row"}:
+        for column in set(STATEMENT_COLUMNS) - {"row_uid", "dataset", "row"}:
             cells = frame[column].cast(pl.String).fill_null("").to_list()
             assert cells == (list(expected[column]) if column in expected else [""] * len(cells))
 

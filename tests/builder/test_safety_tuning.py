@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ptmech.errors import UnsupportedModelError
 from ptmech.live.generation import next_token_loss
 from ptmech.live.models import ADAPTER_FILES
+from ptmech.model_sources import FolderModel
 from ptmech.refusal import is_refusal
 from ptmech_builder.cards import read_pair
 from ptmech_builder.cards.training import Recipe
@@ -326,3 +327,12 @@ def test_the_best_run_is_copied_with_the_record_of_all(
     assert set(record["runs"]) == set(record["validation_scores"])
     for file in ADAPTER_FILES:
         assert (tmp_path / "chosen" / file).read_text() == "seed-1-c"
+
+
+def test_the_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    training = read_pair("demo").training
+    told = safety_tuning._without_paths  # pyright: ignore[reportPrivateUsage]
+    assert told(training) == training.model_dump(mode="json")
+    local = training.model_copy(update={"replies": FolderModel(path=tmp_path / "speaker")})
+    assert told(local)["replies"] == {"path": "speaker"}
+    assert str(tmp_path) not in json.dumps(told(local))

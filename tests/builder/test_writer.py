@@ -252,7 +252,7 @@ def test_a_receipt_keeps_what_activations_need(writer: Writer) -> None:
         activation=ActivationUnit(key=KEY, block=0, first_row=0, rows=3, parity=1.5e-6),
         files=(
             ActivationFile(**entry.model_dump(), site="resid_post", layer=0, block=0, rows=3),
-            Extra(**entry.model_dump(), kind="weights", unit=KEY),
+            Extra(**writer.put("weights/a.bin", b"x").model_dump(), kind="weights", unit=KEY),
         ),
         facts={"n_layers": 4, "architecture": "llama"},
     )

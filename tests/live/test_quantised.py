@@ -14,7 +14,7 @@ import torch
 from tests.tiny import save_adapter, save_model
 from tests.tiny_models import CONFIGS, tiny_model
 
-from ptmech.errors import PrerequisiteError, UnsupportedModelError
+from ptmech.errors import FormatError, PrerequisiteError, UnsupportedModelError
 from ptmech.live.interventions import intervene, mean_ablate
 from ptmech.live.model import LiveModel
 from ptmech.live.models import load_model, model_identity, quantised
@@ -60,6 +60,12 @@ def test_quantised_weights_are_refused_with_method_and_way_out(folder: Path, met
 def test_the_configuration_may_say_it_elsewhere(folder: Path) -> None:
     say(folder, {"quant_method": "compressed-tensors"}, key="compression_config")
     with pytest.raises(UnsupportedModelError, match="compressed-tensors"):
+        load_model(FolderModel(path=folder))
+
+
+def test_a_configuration_that_is_no_json_is_one_line(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama"')
+    with pytest.raises(FormatError, match=r"config\.json is not JSON: .*; save the model again"):
         load_model(FolderModel(path=folder))
 
 

@@ -140,6 +140,12 @@ def test_stages_of_different_width_do_not_compare(synthetic, monkeypatch):
         frame = table(self, path)
         return frame.head(60) if "/instruct/" in path else frame
 
+    narrowed = [
+        stage.model_copy(update={"d_mlp": 60}) if stage.name == "instruct" else stage
+        for stage in synthetic.manifest.stages
+    ]
+    manifest = synthetic.manifest.model_copy(update={"stages": tuple(narrowed)})
+    monkeypatch.setattr(synthetic, "manifest", manifest)
     monkeypatch.setattr(type(synthetic), "table", shortened)
     with pytest.raises(AlignmentError, match="64 neurons in 'base' and 60 in 'instruct'"):
         confidence.compare(synthetic, *STAGES)

@@ -21,6 +21,7 @@ from tests.synthetic import (
 
 from ptmech import knowledge
 from ptmech.errors import (
+    AlignmentError,
     DataError,
     FormatError,
     IntegrityError,
@@ -143,7 +144,7 @@ def relisted(root, *, without=(), attributes=None, arrays=None):
     group = zarr.open_group(root / FOLDER, mode="r+")
     group.attrs.update(attributes or {})
     for name, values in (arrays or {}).items():
-        group.create_array(name, data=values, overwrite=True)
+        group.create_array(name, data=values, overwrite=True, compressors=None)
     path = root / MANIFEST
     manifest = Manifest.parse(path.read_bytes(), "manifest")
     extras = [entry for entry in manifest.extras if not entry.path.startswith(FOLDER)]
@@ -369,3 +370,11 @@ def test_charts_hold_every_cell(synthetic):
     (rows,) = comparison.plot().to_dict()["datasets"].values()
     assert len(rows) == 4 * trace.matrix.size
     assert pl.DataFrame(rows)["run"].n_unique() == 4
+
+
+def test_traces_of_other_pairs_are_not_compared(root):
+    group = zarr.open_group(root / FOLDER, mode="r")
+    pairs = list(group.attrs["pairs"])
+    relisted(root, attributes={"pairs": [*pairs[1:], pairs[0]]})
+    with pytest.raises(AlignmentError, match="base into instruct has 6, and they are not"):
+        knowledge.compare_stages(load(root), "base", "instruct", "cities")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import mmap
+import os
+import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors import safe_open
 
-from ptmech.errors import ArtifactNotFoundError, FormatError, IntegrityError
+from ptmech.errors import ArtifactNotFoundError, FormatError, IntegrityError, StorageError
 from ptmech.manifest import FileEntry
 from ptmech.storage import FolderSource, VerifiedFiles, read_tensors
 from ptmech_builder.writer import digest, tensor_bytes
@@ -40,6 +45,13 @@ def field(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16)) -> dict
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
+def mapped_from(array: np.ndarray) -> object:
+    base: Any = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    return base.base
+
+
 # Friends ---------------------------------------------------------------------------------------
 
 
@@ -51,6 +63,7 @@ def test_every_bf16_pattern_survives(tmp_path: Path) -> None:
     assert found.dtype == ml_dtypes.bfloat16
     assert found.shape == values.shape
     np.testing.assert_array_equal(np.asarray(found).view(np.uint16).ravel(), patterns)
+    assert isinstance(mapped_from(found), mmap.mmap)
     by_library = safetensors.torch.load_file(path)["activations"]
     assert by_library.dtype == torch.bfloat16
     np.testing.assert_array_equal(
@@ -67,7 +80,7 @@ TORCH_TYPES = [
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tensors=st.dictionaries(
-        st.text("abcdefé./_ ", min_size=1, max_size=6),
+        st.from_regex(r"[a-zA-Z0-9_][a-z_-]{0,3}(\.[a-z0-9]{1,3})?", fullmatch=True),
         st.tuples(
             st.sampled_from(TORCH_TYPES),
             st.lists(st.integers(0, 4), max_size=3),
@@ -103,10 +116,7 @@ def test_tensors_are_mapped_not_copied(tmp_path: Path) -> None:
     path = write(tmp_path, tensor_bytes({"x": values, "y": values + 1}, {}))
     found = read_tensors(path)
     for array in found.values():
-        base: Any = array
-        while isinstance(base.base, np.ndarray):
-            base = base.base
-        assert isinstance(base.base, mmap.mmap)
+        assert isinstance(mapped_from(array), mmap.mmap)
         assert not array.flags.writeable
         with pytest.raises(ValueError, match="read-only"):
             array[0, 0] = 1
@@ -166,6 +176,29 @@ HOSTILE: dict[str, bytes] = {
         {"a": field(shape=[3], offsets=[0, 12]), "b": field(shape=[3], offsets=[4, 16])}
     ),
     "two names for one span": with_header({"a": field(), "b": field()}),
+    "a name that leads up": with_header({"../a": field()}),
+    "a name with two dots": with_header({"a..b": field()}),
+    "a name with a slash": with_header({"a/b": field()}),
+    "a name with a backslash": with_header({"a\\b": field()}),
+    "an absolute name": with_header({"/etc/passwd": field()}),
+    "a name of a drive": with_header({"C:a": field()}),
+    "a name with a NUL": with_header({"a\0": field()}),
+    "a name that a terminal obeys": with_header({"\x1b[31m": field()}),
+    "a name with a full-width slash": with_header({"a／b": field()}),
+    "an empty name": with_header({"": field()}),
+    "an endless name": with_header({"a" * 300: field()}),
+    "half a character": with_header(
+        b'{"\\ud800":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+    ),
+    "5,000 tensors": with_header(
+        {f"t{n}": field("U8", [0], [0, 0]) for n in range(5000)} | {"a": field()}
+    ),
+    "one more field": with_header({"a": {**field(), "stride": [1]}}),
+    "metadata of numbers": with_header({"__metadata__": {"a": 1}, "a": field()}),
+    "metadata that is a list": with_header({"__metadata__": [], "a": field()}),
+    "a scalar of no bytes": with_header({"a": field(shape=[], offsets=[0, 0])}, b""),
+    "nothing of 2**63 rows": with_header({"a": field(shape=[0, 2**63], offsets=[0, 0])}, b""),
+    "no tensors but bytes": with_header({}, bytes(16)),
     "a hole": with_header(
         {"a": field(shape=[1], offsets=[0, 4]), "b": field(shape=[2], offsets=[8, 16])}
     ),
@@ -260,6 +293,16 @@ def test_something_else_in_its_place_is_refused(folder: Path, how: str) -> None:
         VerifiedFiles(FolderSource(folder)).path(entry())
 
 
+def test_a_disk_that_refuses_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    files = VerifiedFiles(FolderSource(folder))
+    with pytest.raises(StorageError, match=r"^a/b\.bin cannot be read \(Input/output error\)"):
+        files.path(entry())
+
+
 def test_a_file_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
@@ -297,6 +340,108 @@ def test_two_promises_for_one_file_are_two_checks(folder: Path) -> None:
     files.path(entry())
     with pytest.raises(IntegrityError, match="is damaged"):
         files.path(entry(sha256="0" * 64))
+
+
+def test_a_file_too_large_for_memory_is_not_read(folder: Path) -> None:
+    """A file may have holes: its bytes on the disk say little about its bytes in memory."""
+    with (folder / "a" / "b.bin").open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(FormatError, match=r"a/b\.bin has 1099511627776 bytes, more than are read"):
+        VerifiedFiles(FolderSource(folder)).read(entry(bytes=2**40))
+
+
+# A folder's own files ----------------------------------------------------------------------------
+
+
+def linked(folder: Path, name: str, target: Path) -> FileEntry:
+    (folder / name).symlink_to(target)
+    return entry(path=name)
+
+
+def refused(folder: Path, promised: FileEntry, words: str) -> None:
+    with pytest.raises(IntegrityError, match=words) as caught:
+        VerifiedFiles(FolderSource(folder)).path(promised)
+    assert promised.path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_within_the_folder_are_followed(folder: Path) -> None:
+    files = VerifiedFiles(FolderSource(folder))
+    assert files.read(linked(folder, "link.bin", Path("a/b.bin"))) == b"content"
+    (folder / "hard.bin").hardlink_to(folder / "a" / "b.bin")
+    assert files.read(entry(path="hard.bin")) == b"content"
+
+
+def test_a_folder_that_is_a_link_itself_is_opened(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "elsewhere" / "artifact"
+    root.parent.mkdir()
+    root.symlink_to(folder)
+    assert VerifiedFiles(FolderSource(root)).read(entry()) == b"content"
+
+
+@pytest.mark.parametrize("how", ["file", "folder", "relative", "chain", "dangling"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, how: str) -> None:
+    outside = write(tmp_path, b"content", "outside/b.bin")
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    match how:
+        case "file":
+            promised = linked(folder, "b.bin", outside)
+        case "folder":
+            (folder / "a").symlink_to(outside.parent)
+            promised = entry()
+        case "relative":
+            promised = linked(folder, "b.bin", Path("../outside/b.bin"))
+        case "chain":
+            linked(folder, "c.bin", outside)
+            promised = linked(folder, "b.bin", Path("c.bin"))
+        case _:
+            promised = linked(folder, "b.bin", tmp_path / "nowhere")
+    refused(folder, promised, "leads out of .* by a link")
+
+
+def test_a_folder_beside_it_of_a_longer_name_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "artifact").mkdir()
+    outside = write(tmp_path, b"content", "artifact2/b.bin")
+    refused(tmp_path / "artifact", linked(tmp_path / "artifact", "b.bin", outside), "leads out of")
+
+
+def test_a_circle_of_links_is_refused(folder: Path) -> None:
+    linked(folder, "x.bin", Path("y.bin"))
+    refused(folder, linked(folder, "y.bin", Path("x.bin")), "cannot be read")
+
+
+@pytest.mark.parametrize("commit", ["0123456789" * 4, "main"])
+def test_a_snapshot_of_the_hub_s_cache_may_link_to_its_blobs(tmp_path: Path, commit: str) -> None:
+    write(tmp_path, b"content", "datasets--o--n/blobs/abc")
+    write(tmp_path, b"content", "secret")
+    snapshot = tmp_path / "datasets--o--n" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    promised = linked(snapshot, "b.bin", Path("../../blobs/abc"))
+    if commit == "main":
+        refused(snapshot, promised, "leads out of")
+        return
+    assert VerifiedFiles(FolderSource(snapshot)).read(promised) == b"content"
+    refused(snapshot, linked(snapshot, "c.bin", Path("../../../secret")), "leads out of")
+
+
+@pytest.mark.parametrize("what", ["fifo", "socket", "folder", "device"])
+def test_what_is_no_file_is_refused_without_opening_it(tmp_path: Path, what: str) -> None:
+    place = tmp_path / "b.bin"
+    match what:
+        case "fifo":
+            os.mkfifo(place)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(place))
+        case "folder":
+            place.mkdir()
+        case _:
+            try:
+                os.mknod(place, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
+            except PermissionError:
+                pytest.skip("only root makes devices")
+    refused(tmp_path, entry(path="b.bin"), "is not a regular file")
 
 
 def test_a_folder_without_an_artifact_is_refused(tmp_path: Path) -> None:

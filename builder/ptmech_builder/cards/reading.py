@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ptmech._text import shortened
 from ptmech.errors import CardError
 from ptmech.manifest import Schema
 from ptmech.model_sources import FolderModel, ModelSource
@@ -25,6 +26,8 @@ from ptmech_builder.cards.schema import Card, DatasetCard, StageCard
 from ptmech_builder.cards.training import DATA, TRAINED, TRAINING_FILE, Pair, Training
 
 CARDS = Path("cards")
+MAX_CARD_BYTES = 2**20
+"""No card of ours has a hundredth of it."""
 Content = TypeVar("Content", bound=Schema)
 
 
@@ -195,14 +198,20 @@ def read_pair(reference: str | Path) -> Pair:
 
 def _checked(content: type[Content], path: Path, raw: bytes) -> Content:
     """Read TOML by a schema; whatever is wrong with it becomes one line."""
+    if len(raw) > MAX_CARD_BYTES:
+        raise CardError(f"{path} has {len(raw)} bytes, more than a card's {MAX_CARD_BYTES}")
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise CardError(f"{path}: not UTF-8 text ({error.reason})") from error
+    if _DEEP_KEY.search(text):
+        raise CardError(f"{path}: not TOML of a card: a key is nested too deeply")
     try:
         return content.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise CardError(f"{path}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise CardError(f"{path}: not TOML of a card: its values are nested too deeply") from error
     except ValidationError as error:
         raise CardError(f"{path}{_explain(error, text, content)}") from error
 
@@ -218,7 +227,7 @@ def _explain(error: ValidationError, text: str, content: type[Schema]) -> str:
         if index == 0 or first["loc"][index - 1] != "model" or len(first["loc"]) == index + 1
     ]
     line = line_of(steps, text)
-    key = ".".join(str(step) for step in steps)
+    key = shortened(".".join(str(step) for step in steps))
     where = f" line {line}" if line else ""
     if first["type"] == "extra_forbidden":
         close = get_close_matches(str(steps[-1]), _known_keys(content), n=1)
@@ -243,6 +252,7 @@ def _known_keys(content: type[Schema]) -> list[str]:
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([\w.-]+)\s*\]\]?")
 _KEY = re.compile(r"^\s*([\w.-]+)\s*=")
+_DEEP_KEY = re.compile(r"(?<![\w-])(?:[\w-]+\.){32}")
 _QUOTES = re.compile(r'"""|\'\'\'')
 
 

@@ -14,7 +14,7 @@ from ptmech_builder.cards import CardFile
 from ptmech_builder.publishing.errors import RefusedError
 from ptmech_builder.publishing.page import published_files
 from ptmech_builder.publishing.refusals import (
-    Secrets,
+    private_to_this_machine,
     require_clean,
     require_no_vocabulary_matrices,
 )
@@ -76,7 +76,5 @@ def prepare(
     version = tag or default_tag(artifact.id)
     staged = stage(artifact, root, published_files(artifact, card, repo_id, version), version)
     require_no_vocabulary_matrices(staged.files.values(), artifact.manifest.stages)
-    require_clean(
-        staged.files.values(), Secrets.of_this_machine(root, repo_id, get_token() or None)
-    )
+    require_clean(staged.files.values(), private_to_this_machine(root, repo_id, get_token()))
     return staged

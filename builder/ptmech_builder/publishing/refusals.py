@@ -6,110 +6,54 @@ note where a file came from. The first find ends the publishing, before a byte h
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
-import socket
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
 import polars as pl
 
+from ptmech._privacy import HIDDEN, Private
 from ptmech.manifest import Stage
 from ptmech_builder.publishing.errors import RefusedError
 from ptmech_builder.publishing.page import REFERENCES, TEMPLATE
 from ptmech_builder.publishing.staging import StagedFile
 
-_SECRETS = {
-    "an access token": re.compile(
-        r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-Z]{16})"
-    ),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a home path": re.compile(
-        r"(?<![\w.-])((/home/|/Users/|[A-Z]:\\{1,2}Users\\{1,2})[^/\\\s\"'<>]|/root/\S)"
-    ),
-}
-_COMMON = (
-    *("admin", "debian", "docker", "jovyan", "localhost", "runner", "ubuntu", "vagrant"),
-    *("github", "huggingface"),
-)
-"""Names of users and machines that say nothing about anybody."""
-_SHORTEST_NAME = 6
-"""Shorter names of users and machines ("user", "root", "model") are folders everywhere."""
-_PLACES = r"[/\\]{0}[/\\]|//{0}(?!\w)|@{0}(?!\w)|(?<!\w){0}@"
-"""Where the name of a user or a machine is one: in a path, or in an address."""
 _BINARY = (".safetensors", ".parquet", ".png")
 _MAX_HEADER = 100 * 2**20
 
 
-@dataclass(frozen=True)
-class Secrets:
-    """What no published text may contain.
+def private_to_this_machine(root: Path, repo_id: str, token: str | None) -> Private:
+    """Gather what no published text may tell.
 
-    Attributes
+    Names of user and machine that are part of the repository's name, or words of every page, are no
+    secret.
+
+    Parameters
     ----------
-    words
-        Exact strings, each with what it is: the token in use, folders of this machine.
-    names
-        Of user and machine, each with what it is. They may be ordinary words, so that only paths
-        and addresses that hold them tell something.
+    root
+        Folder of the artifact.
+    repo_id
+        Where it goes.
+    token
+        What opens the Hub, if there is one.
     """
-
-    words: Sequence[tuple[str, str]]
-    names: Sequence[tuple[str, str]] = ()
-
-    @classmethod
-    def of_this_machine(cls, root: Path, repo_id: str, token: str | None) -> Secrets:
-        """Gather the names of this machine.
-
-        Those that are part of the repository's name, or words of every page, are no secret.
-
-        Parameters
-        ----------
-        root
-            Folder of the artifact.
-        repo_id
-            Where it goes.
-        token
-            What opens the Hub, if there is one.
-        """
-        paths = sorted({str(path) for path in (root.resolve(), root.resolve().parent, Path.home())})
-        names = (
-            ("the name of this machine", socket.gethostname()),
-            ("the name of the user", _user()),
-        )
-        ordinary = {*_COMMON, *_words_of_every_page()}
-        return cls(
-            words=[
-                *([("an access token", token)] if token else []),
-                *(("a path of this machine", path) for path in paths if path.count("/") > 1),
-            ],
-            names=[
-                (what, name)
-                for what, name in names
-                if len(name) >= _SHORTEST_NAME
-                and name.lower() not in ordinary
-                and name.lower() not in repo_id.lower()
-            ],
-        )
-
-    def found_in(self, text: str) -> str | None:
-        """Return what a text contains that it must not, or None."""
-        for what, pattern in _SECRETS.items():
-            if pattern.search(text):
-                return what
-        for what, word in self.words:
-            if word in text and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text):
-                return what
-        for what, name in self.names:
-            if name in text and re.search(_PLACES.format(re.escape(name)), text):
-                return what
-        return None
+    here = Private.of_this_machine()
+    own = {str(root.resolve()), str(root.resolve().parent), *(path for path, _ in here.folders)}
+    ordinary = _words_of_every_page()
+    return Private(
+        secrets=(*here.secrets, *([token] if token else [])),
+        folders=tuple((path, HIDDEN) for path in sorted(own) if path.count("/") > 1),
+        names=tuple(
+            named
+            for named in here.names
+            if named[0].lower() not in ordinary and named[0].lower() not in repo_id.lower()
+        ),
+    )
 
 
-def require_clean(files: Iterable[StagedFile], secrets: Secrets) -> None:
+def require_clean(files: Iterable[StagedFile], private: Private) -> None:
     """Refuse files whose text tells a secret or a name of the machine that made it.
 
     Raises
@@ -119,7 +63,7 @@ def require_clean(files: Iterable[StagedFile], secrets: Secrets) -> None:
     """
     for file in files:
         text = _text(file)
-        what = None if text is None else secrets.found_in(text)
+        what = None if text is None else private.found_in(text)
         if what is not None:
             raise RefusedError(
                 f"{file.path} contains {what}: take it out of the card or the input it comes from, "
@@ -160,13 +104,6 @@ def _words_of_every_page() -> set[str]:
     folder = resources.files("ptmech_builder.publishing")
     texts = [(folder / name).read_text(encoding="utf-8") for name in (TEMPLATE, REFERENCES)]
     return set(re.findall(r"[\w-]+", " ".join(texts).lower()))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # no user database, as in some containers
-        return ""
 
 
 def _text(file: StagedFile) -> str | None:

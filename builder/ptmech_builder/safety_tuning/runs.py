@@ -23,6 +23,7 @@ from ptmech.errors import DataError
 from ptmech.live.generation import next_token_loss
 from ptmech.live.models import ADAPTER_FILES, LoadedModel, load_model
 from ptmech.live.models.gguf import sha256_of
+from ptmech.model_sources import FolderModel
 from ptmech_builder.cards import read_pair
 from ptmech_builder.cards.training import DATA, PROMPTS, Pair, Training
 from ptmech_builder.safety_tuning.evaluation import greedy_replies, refusal_counts
@@ -257,7 +258,7 @@ def choose(out: Path, pair: Pair) -> None:
         shutil.copyfile(out / best / name, chosen / name)
     record = {
         "model": {"earlier": load_model(pair.earlier).identity.model_dump(), "name": pair.title},
-        "training": pair.training.model_dump(mode="json"),
+        "training": _without_paths(pair.training),
         "chosen": best,
         "chosen_seed": runs[best]["settings"]["seed"],
         "rule": RULE,
@@ -266,6 +267,14 @@ def choose(out: Path, pair: Pair) -> None:
         "runs": runs,
     }
     _write_json(chosen / "training.json", record)
+
+
+def _without_paths(training: Training) -> dict[str, Any]:
+    """Return a training as its file states it; of a folder of this machine only the name."""
+    about = training.model_dump(mode="json")
+    if isinstance(training.replies, FolderModel):
+        about["replies"] = {"path": training.replies.path.name}
+    return about
 
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: bool) -> list[int]:

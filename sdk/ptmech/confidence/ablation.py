@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ptmech._arguments import whole_number
 from ptmech._score_tables import stacked
 from ptmech.artifact import Artifact
-from ptmech.confidence.averages import EFFECTS, Averages, Which, effects_table
+from ptmech.confidence.averages import (
+    EFFECT_VALUES,
+    EFFECTS,
+    Averages,
+    Which,
+    effects_table,
+)
 from ptmech.confidence.candidates import candidates
 from ptmech.errors import DataError
 from ptmech.results import PACKAGES, Result, installed_versions
@@ -59,14 +65,14 @@ def effects(artifact: Artifact) -> NeuronEffects:
     NotStoredError
         If the artifact holds none.
     FormatError
-        If a table lacks a column.
+        If a table does not fit its columns.
 
     Examples
     --------
     >>> effects(artifact).frame.filter(ablated="each", measure="entropy")  # doctest: +SKIP
     """
     return NeuronEffects(
-        frame=stacked(artifact, "neurons", EFFECTS, what="effects of neurons"),
+        frame=stacked(artifact, "neurons", EFFECTS, EFFECT_VALUES, what="effects of neurons"),
         artifact=artifact.id,
         arguments={},
     )

@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ptmech._bootstrap import group_weights, interval
+from ptmech._schemas import AT_LEAST_NONE, UNDEFINED, Values
 
 EFFECTS: Final[Mapping[str, Any]] = {
     "stage": pl.String,
@@ -34,6 +35,17 @@ EFFECTS: Final[Mapping[str, Any]] = {
     "share_high": pl.Float64,
 }
 """Columns of the effects of neurons; :class:`ptmech.confidence.NeuronEffects` explains them."""
+
+EFFECT_VALUES: Final[Mapping[str, Values]] = {
+    "neurons": Values(among=("chosen", "random")),
+    "ablated": Values(among=("one", "each", "together")),
+    "measure": Values(among=("entropy", "loss")),
+    "effect": Values(among=("total", "direct", "norm")),
+    **dict.fromkeys(("texts", "tokens", "absolute"), AT_LEAST_NONE),
+    **{name: UNDEFINED for name in EFFECTS if name.endswith(("_low", "_high"))},
+    **{name: Values(missing=True, undefined=True) for name in EFFECTS if name.startswith("share")},
+}
+"""What may stand in them."""
 
 MEASURES = ("entropy", "loss")
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import hypergeom
 
+from ptmech._schemas import neurons_of
 from ptmech.artifact import Artifact
 from ptmech.errors import AlignmentError, unknown
 from ptmech.results import Result
@@ -73,14 +74,18 @@ def neurons(artifact: Artifact, stage: str) -> pl.DataFrame:
         If there is no such stage.
     NotStoredError
         If the artifact holds no weight statistics of it.
+    FormatError
+        If they do not fit their columns, or are not of its neurons.
 
     Examples
     --------
     >>> neurons(artifact, "base").sort("logit_variance_folded_centered")  # doctest: +SKIP
     """
-    if stage not in artifact.stages:
+    about = artifact.manifest.stage(stage)
+    if about is None:
         raise unknown("stage", stage, artifact.stages)
-    return artifact.table(f"weights/{stage}/neurons.parquet").sort("neuron")
+    path = f"weights/{stage}/neurons.parquet"
+    return neurons_of(artifact.table(path), path, about.d_mlp)
 
 
 def candidates(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ptmech._arrays import finite_array
 from ptmech.artifact import Artifact
-from ptmech.errors import DataError, NotStoredError
+from ptmech.errors import AlignmentError, DataError, NotStoredError
 from ptmech.knowledge.traces import Trace, trace
 from ptmech.results import Result
 
@@ -226,6 +226,8 @@ def compare_stages(
         If none of the comparisons can be made.
     DataError
         If both stages are the same.
+    AlignmentError
+        If the traces are not of the same pairs.
 
     Examples
     --------
@@ -242,6 +244,7 @@ def compare_stages(
             traces[source, target] = trace(artifact, source, target, dataset)
         except NotStoredError as error:
             missing = error
+    _require_same_pairs(traces, dataset)
     sides = {
         "locations": ((earlier, earlier), (later, later)),
         "forward": ((earlier, later), (later, later)),
@@ -260,6 +263,21 @@ def compare_stages(
         arguments={"earlier": earlier, "later": later, "dataset": dataset},
         traces=traces,
     )
+
+
+def _require_same_pairs(traces: Mapping[tuple[str, str], Trace], dataset: str) -> None:
+    """Check that matrices that are compared are means over the same pairs."""
+    named = [
+        (f"{source} into {target}", trace.pairs.select("true_uid", "false_uid"))
+        for (source, target), trace in traces.items()
+    ]
+    for name, found in named:
+        first, expected = named[0]
+        if not found.equals(expected):
+            raise AlignmentError(
+                f"traces of {dataset!r}: {first} has {expected.height} pairs, {name} has "
+                f"{found.height}, and they are not the same ones; rebuild the artifact"
+            )
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import polars as pl
-from pydantic import ValidationError
+from pydantic import Field
 
+from ptmech._json import fitting
 from ptmech.artifact import Artifact
 from ptmech.errors import FormatError, NotStoredError, unknown
-from ptmech.knowledge.prompts import PAIR_SCHEMA
-from ptmech.manifest import Schema
+from ptmech.knowledge.prompts import PAIR_SCHEMA, Form, Measure, Role
+from ptmech.manifest import Name, Schema
 from ptmech.results import Result
 from ptmech.storage.grids import read_group
+
+_PLACE: Final = re.compile(r"traces/(\w+)-(\w+)/(\w+)\.zarr/.+")
+_LARGEST: Final = float(np.finfo(np.float32).max)
+"""Grids are of float32; what is larger would overflow when it is added up."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -103,10 +109,8 @@ def stored(artifact: Artifact) -> pl.DataFrame:
     polars.DataFrame
         ``source``, ``target``, ``dataset``; one row a trace, empty if there are none.
     """
-    found = {
-        (*folder.split("-", 1), grid.removesuffix(".zarr"))
-        for _, folder, grid, *_ in (entry.path.split("/") for entry in artifact.extras("traces/"))
-    }
+    places = (_PLACE.fullmatch(entry.path) for entry in artifact.extras("traces/"))
+    found = {place.groups() for place in places if place is not None}
     schema = {"source": pl.String, "target": pl.String, "dataset": pl.String}
     return pl.DataFrame(sorted(found), schema=schema, orient="row")
 
@@ -163,7 +167,7 @@ def trace(artifact: Artifact, source: str, target: str, dataset: str) -> Trace:
     names = (entry.path.removeprefix(folder) for entry in entries)
     files = dict(zip(names, artifact.read_all(entries), strict=True))
     attributes, arrays = read_group(files, folder.rstrip("/"))
-    about = _describe(attributes, folder)
+    about = fitting(_Description, attributes, f"{folder}: attribute")
     if (about.source, about.target, about.dataset) != (source, target, dataset):
         raise FormatError(
             f"{folder} describes itself as {about.dataset!r} from {about.source!r} into "
@@ -240,34 +244,30 @@ def make_trace(
     )
 
 
+Column = Annotated[int, Field(ge=0)]
+RowUid = Annotated[int, Field(ge=0, lt=2**64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class _Pair(Schema):
-    true_uid: int
-    false_uid: int
-    differing: tuple[int, ...] | None = None
+    true_uid: RowUid
+    false_uid: RowUid
+    differing: tuple[Column, ...] | None = None
 
 
 class _Description(Schema):
     """The attributes of a trace's zarr group."""
 
-    form: str
-    measure: str = "logit_difference"
-    source: str
-    target: str
-    dataset: str
+    form: Form
+    measure: Measure = "logit_difference"
+    source: Name
+    target: Name
+    dataset: Name
     examples: tuple[str, ...] = ()
     tokens: tuple[str, ...]
-    roles: tuple[str, ...]
+    roles: tuple[Role, ...]
     pairs: tuple[_Pair, ...]
-    known: Mapping[str, float]
-
-
-def _describe(attributes: Mapping[str, Any], where: str) -> _Description:
-    try:
-        return _Description.model_validate(attributes)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise FormatError(f"{where}: attribute {place}: {first['msg']}") from error
+    known: Mapping[str, Share]
 
 
 def _fitting(
@@ -283,10 +283,13 @@ def _fitting(
         grid.ndim != 3
         or (len(grid), grid.shape[2], len(about.roles)) != (pairs, columns, columns)
         or not unpatched.shape == reached.shape == (pairs,)
+        or any(max(pair.differing or (0,)) >= columns for pair in about.pairs)
     ):
         raise FormatError(
             f"{where}: a grid of shape {grid.shape} for {pairs} pairs and {columns} tokens"
         )
+    if max(np.abs(values).max() for values in (grid, unpatched, reached)) > _LARGEST:
+        raise FormatError(f"{where}: a value is beyond {_LARGEST:.1e}, no difference of logits")
     return grid, unpatched, reached
 
 

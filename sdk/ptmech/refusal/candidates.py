@@ -11,6 +11,7 @@ import polars as pl
 
 from ptmech import live
 from ptmech._arguments import distinct, layer_numbers
+from ptmech._schemas import AT_LEAST_NONE, OPTIONAL, PAST, Values
 from ptmech._score_tables import read_table
 from ptmech.artifact import Artifact
 from ptmech.errors import unknown
@@ -40,6 +41,13 @@ CANDIDATES: Final[Mapping[str, Any]] = {
     "n_harmless": pl.Int64,
 }
 """Columns of the candidates' scores."""
+
+_VALUES: Final[Mapping[str, Values]] = {
+    "position": PAST,
+    **dict.fromkeys(("norm", "n_harmful", "n_harmless"), AT_LEAST_NONE),
+    **dict.fromkeys(("refusal_score", "steering_score"), OPTIONAL),
+    "kl_div_score": Values(0, missing=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -200,13 +208,13 @@ def candidate_scores(artifact: Artifact, stage: str) -> DirectionScores:
     NotStoredError
         If the artifact holds none: its card has no ``[refusal.candidates]``.
     FormatError
-        If the table lacks a column.
+        If the table does not fit its columns.
     """
     stage_facts = artifact.manifest.stage(stage)
     if stage_facts is None:
         raise unknown("stage", stage, artifact.stages)
     return DirectionScores(
-        frame=read_table(artifact, f"scores/{stage}/directions.parquet", CANDIDATES),
+        frame=read_table(artifact, stage_facts, "directions", CANDIDATES, _VALUES),
         artifact=artifact.id,
         arguments={"stage": stage},
         stage=stage,

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from ptmech._schemas import AT_LEAST_NONE, OPTIONAL, SHARE, UNDEFINED, Values
 from ptmech._score_tables import stacked
 from ptmech.artifact import Artifact
 from ptmech.results import Result
@@ -40,6 +41,20 @@ COMPLETIONS: Final[Mapping[str, Any]] = {
     "refused": pl.Boolean,
 }
 """Columns of the completions they are counted from."""
+
+_CONDITIONS: Final[Mapping[str, Values]] = {
+    "prompts": Values(among=("harmful", "harmless")),
+    "intervention": Values(among=("none", "ablate", "add")),
+    "direction": Values(among=("none", "own", "transferred", "transferred_own_length", "random")),
+    "scale": OPTIONAL,
+}
+_SCORE_VALUES: Final[Mapping[str, Values]] = {
+    **_CONDITIONS,
+    "length": Values(0, missing=True),
+    **dict.fromkeys(("n", "refusals"), AT_LEAST_NONE),
+    **dict.fromkeys(("refusal_rate", "low", "high"), SHARE),
+    "plain_text_loss": UNDEFINED,
+}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -84,11 +99,11 @@ def scores(artifact: Artifact) -> RefusalScores:
     NotStoredError
         If the artifact holds none.
     FormatError
-        If a table lacks a column.
+        If a table does not fit its columns.
     """
     return RefusalScores(
-        frame=stacked(artifact, "refusal", SCORES, what="refusal scores"),
-        completions=stacked(artifact, "completions", COMPLETIONS, what="refusal completions"),
+        frame=stacked(artifact, "refusal", SCORES, _SCORE_VALUES, what="refusal scores"),
+        completions=completions(artifact),
         artifact=artifact.id,
         arguments={},
     )
@@ -107,6 +122,6 @@ def completions(artifact: Artifact) -> pl.DataFrame:
     NotStoredError
         If the artifact holds none.
     FormatError
-        If a table lacks a column.
+        If a table does not fit its columns.
     """
-    return stacked(artifact, "completions", COMPLETIONS, what="refusal completions")
+    return stacked(artifact, "completions", COMPLETIONS, _CONDITIONS, what="refusal completions")

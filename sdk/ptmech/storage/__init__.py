@@ -2,6 +2,7 @@
 
 from ptmech.storage.opening import open_source
 from ptmech.storage.source import FolderSource, MissingFileError, RemoteSource, Source
+from ptmech.storage.tables import read_table
 from ptmech.storage.tensors import read_tensors
 from ptmech.storage.verified import VerifiedFiles
 
@@ -12,5 +13,6 @@ __all__ = [
     "Source",
     "VerifiedFiles",
     "open_source",
+    "read_table",
     "read_tensors",
 ]

@@ -4,28 +4,42 @@ zarr reads a chunk that is not there as a constant, so a lost file would turn in
 chunk that the shape asks for must be among the files, the constant is NaN while reading, and every
 value must be finite: that also finds a chunk left out inside a shard. For the same reason a writer
 must store chunks of zeros too (a fill value of NaN, or zarr's ``array.write_empty_chunks``).
+
+Grids are not compressed, so the bytes on the disk bound the bytes in memory: files smaller than
+their arrays are refused before anything is decoded.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import zarr
-from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
+from ptmech._json import fitting, parse_json
+from ptmech._text import shortened, visible
 from ptmech.errors import FormatError, first_line
 
 MAX_ARRAY_BYTES: Final = 2**30
 """Larger than any grid of ours: a shape beyond it is a mistake or an attack."""
+MAX_ARRAYS: Final = 32
+MAX_CHUNKS: Final = 2**14
+"""Of one array, those within shards counted: each is an errand of its own for zarr."""
+MAX_NODE_BYTES: Final = 8 * 2**20
+"""Of a description: that of 30,000 pairs of prompts fits."""
 
 _NODE: Final = "zarr.json"
-_Schema = TypeVar("_Schema", bound=BaseModel)
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+Length = Annotated[int, Field(strict=True, ge=1, le=MAX_ARRAY_BYTES)]
+Shape = Annotated[tuple[Length, ...], Field(max_length=8, fail_fast=True)]
 
 
 class _Separator(BaseModel):
@@ -38,7 +52,7 @@ class _KeyEncoding(BaseModel):
 
 
 class _ChunkShape(BaseModel):
-    chunk_shape: tuple[PositiveInt, ...]
+    chunk_shape: Shape
 
 
 class _ChunkGrid(BaseModel):
@@ -46,16 +60,24 @@ class _ChunkGrid(BaseModel):
     configuration: _ChunkShape
 
 
-class _Codec(BaseModel):
-    """One of the codecs that a grid may be stored with; each stands in the zarr specification."""
+class _Plain(BaseModel):
+    """A codec that keeps or adds bytes, and never makes many of few."""
 
-    name: Literal["blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "zstd"]
-    configuration: _InnerCodecs | None = None
+    name: Literal["bytes", "crc32c"]
 
 
-class _InnerCodecs(BaseModel):
-    codecs: tuple[_Codec, ...] = ()
-    index_codecs: tuple[_Codec, ...] = ()
+_Codecs = Annotated[tuple[_Plain, ...], Field(min_length=1, max_length=2)]
+
+
+class _Shards(BaseModel):
+    chunk_shape: Shape
+    codecs: _Codecs
+    index_codecs: _Codecs
+
+
+class _Sharding(BaseModel):
+    name: Literal["sharding_indexed"]
+    configuration: _Shards
 
 
 class _Array(BaseModel):
@@ -63,21 +85,49 @@ class _Array(BaseModel):
 
     zarr_format: Literal[3]
     node_type: Literal["array"]
-    shape: tuple[PositiveInt, ...]
+    shape: Shape
     data_type: Literal["float16", "float32", "float64"]
     chunk_grid: _ChunkGrid
     chunk_key_encoding: _KeyEncoding
-    codecs: tuple[_Codec, ...]
+    codecs: Annotated[
+        tuple[Annotated[_Plain | _Sharding, Field(discriminator="name")], ...],
+        Field(min_length=1, max_length=2),
+    ]
+    storage_transformers: Annotated[tuple[Any, ...], Field(max_length=0)] = ()
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:
         chunk = self.chunk_grid.configuration.chunk_shape
         if len(chunk) != len(self.shape):
             raise ValueError(f"chunks of {chunk} do not fit the shape {self.shape}")
-        largest = max(math.prod(self.shape), math.prod(chunk))
-        if largest * np.dtype(self.data_type).itemsize > MAX_ARRAY_BYTES:
+        if max(math.prod(self.shape), math.prod(chunk)) * self.itemsize > MAX_ARRAY_BYTES:
             raise ValueError(f"shape {self.shape}, chunks of {chunk}: larger than any grid of ours")
+        if math.prod(self.chunk_counts) * self._chunks_of_a_shard() > MAX_CHUNKS:
+            raise ValueError(f"shape {self.shape} is cut into more than {MAX_CHUNKS} chunks")
         return self
+
+    def _chunks_of_a_shard(self) -> int:
+        shard = self.chunk_grid.configuration.chunk_shape
+        counts = [1]
+        for codec in self.codecs:
+            if isinstance(codec, _Sharding):
+                inner = codec.configuration.chunk_shape
+                if len(inner) != len(shard) or any(
+                    length % step for length, step in zip(shard, inner, strict=True)
+                ):
+                    raise ValueError(f"chunks of {inner} do not fit shards of {shard}")
+                counts.append(math.prod(shard) // math.prod(inner))
+        return math.prod(counts)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value."""
+        return np.dtype(self.data_type).itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk's (or shard's) values; its file also holds checksums and an index."""
+        return math.prod(self.chunk_grid.configuration.chunk_shape) * self.itemsize
 
     @property
     def chunk_counts(self) -> list[int]:
@@ -115,8 +165,8 @@ def read_group(
     Raises
     ------
     FormatError
-        If it is no zarr v3 group of floating-point arrays, an array is too large, a chunk is
-        missing or cannot be decoded, or a value is not finite.
+        If it is no zarr v3 group of floating-point arrays, an array is compressed, too large or
+        larger than its files, a chunk is missing or cannot be decoded, or a value is not finite.
 
     Examples
     --------
@@ -124,18 +174,28 @@ def read_group(
     >>> read_group({"zarr.json": root})
     ({'form': 'completion'}, {})
     """
-    group = _fitting(_Group, _json(files, _NODE, where), where)
+    group = fitting(_Group, _json(files, _NODE, where), f"{where}/{_NODE}")
     names = sorted(path.removesuffix(f"/{_NODE}") for path in files if path.endswith(f"/{_NODE}"))
+    if len(names) > MAX_ARRAYS:
+        raise FormatError(f"{where} has {len(names)} arrays; there may be {MAX_ARRAYS}")
+    if odd := [name for name in names if not _NAME.fullmatch(name)]:
+        raise FormatError(f"{where}: no array can be called {shortened(visible(odd[0]))!r}")
     return group.attributes, {name: _read_array(files, name, f"{where}/{name}") for name in names}
 
 
 def _read_array(files: Mapping[str, bytes], name: str, where: str) -> np.ndarray:
     node = _json(files, f"{name}/{_NODE}", where)
-    counts = _fitting(_Array, node, where).chunk_counts
-    for place in np.ndindex(*counts):  # lazy, and ends at the first gap: a hostile count is cheap
+    promised = fitting(_Array, node, f"{where}/{_NODE}")
+    for place in np.ndindex(*promised.chunk_counts):
         key = "/".join(("c", *map(str, place)))
-        if f"{name}/{key}" not in files:
+        chunk = files.get(f"{name}/{key}")
+        if chunk is None:
             raise FormatError(f"{where}: the chunk {key} is missing; build or download it again")
+        if len(chunk) < promised.chunk_bytes:
+            raise FormatError(
+                f"{where}: the chunk {key} has {len(chunk)} bytes, too few for its values: it "
+                "cannot be decoded; build or download it again"
+            )
     contents = {
         path.removeprefix(f"{name}/"): data
         for path, data in files.items()
@@ -157,19 +217,7 @@ def _read_array(files: Mapping[str, bytes], name: str, where: str) -> np.ndarray
 def _json(files: Mapping[str, bytes], path: str, where: str) -> dict[str, Any]:
     if path not in files:
         raise FormatError(f"{where}: the file {path} is missing; build or download it again")
-    try:
-        node = json.loads(files[path])
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: {path} is not JSON ({error})") from error
+    node = parse_json(files[path], f"{where}: {path}", max_bytes=MAX_NODE_BYTES)
     if not isinstance(node, dict):
         raise FormatError(f"{where}: {path} is not a JSON object")
     return node
-
-
-def _fitting(schema: type[_Schema], node: Mapping[str, Any], where: str) -> _Schema:
-    try:
-        return schema.model_validate(node)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"]) or _NODE
-        raise FormatError(f"{where}: {place}: {first['msg']}") from error

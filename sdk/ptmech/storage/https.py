@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 from huggingface_hub import get_session, hf_raise_for_status
 
 from ptmech._cache import cache_folder
+from ptmech._json import MAX_JSON_BYTES
 from ptmech.errors import ArtifactNotFoundError, RedirectError, UnreachableError
 from ptmech.hub_errors import explain, status_of
-from ptmech.manifest import MANIFEST, MAX_JSON_BYTES, Manifest
+from ptmech.manifest import MANIFEST, Manifest
 from ptmech.storage.references import WebReference, is_loopback
 from ptmech.storage.remote import TRANSPORT_ERRORS, on_this_disk, persistent
 from ptmech.storage.source import MissingFileError

@@ -21,10 +21,11 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
+from ptmech._json import MAX_JSON_BYTES
 from ptmech.errors import ArtifactNotFoundError, IntegrityError, PtmechError, UnreachableError
 from ptmech.hub_errors import explain
 from ptmech.hub_names import is_commit
-from ptmech.manifest import MANIFEST, MAX_JSON_BYTES
+from ptmech.manifest import MANIFEST
 from ptmech.storage.references import HubReference
 from ptmech.storage.remote import (
     TRANSPORT_ERRORS,

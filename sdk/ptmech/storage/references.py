@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from ptmech._text import shortened
 from ptmech.errors import DataError, first_line
 from ptmech.hub_names import is_repository, is_revision
 
@@ -98,7 +99,7 @@ def parse_reference(ref: str | Path, revision: str | None = None) -> Reference:
         folder = Path(ref).expanduser()
     except RuntimeError as error:
         raise DataError(f"{ref!r}: there is no such user, or no home folder") from error
-    if folder.exists() or _DATASET.fullmatch(ref) is None:
+    if _is_there(folder) or _DATASET.fullmatch(ref) is None:
         return _folder(folder, revision)
     return _hub(ref, ref, revision, explicit=False)
 
@@ -109,7 +110,15 @@ def _folder(path: Path, revision: str | None) -> FolderReference:
             f"{str(path)!r} is a local folder and takes no revision; "
             "a dataset on the Hub can be named hf://owner/name"
         )
+    _is_there(path)
     return FolderReference(path)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name longer than any, a folder of somebody else
+        raise DataError(f"{shortened(str(path))!r} cannot be opened: {error.strerror}") from error
 
 
 def _hub(ref: str, name: str, revision: str | None, *, explicit: bool) -> HubReference:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
-from ptmech.errors import ArtifactNotFoundError
+from ptmech._text import visible
+from ptmech.errors import ArtifactNotFoundError, IntegrityError
+from ptmech.hub_names import is_commit
 from ptmech.manifest import MANIFEST
 
 
@@ -59,7 +63,12 @@ class RemoteSource(Source, Protocol):
 
 
 class FolderSource:
-    """An artifact in a local folder, finished or not."""
+    """An artifact in a local folder, finished or not.
+
+    Only regular files below the folder are its files. A link may lead from one of them to another,
+    and those of a snapshot in the Hub's cache to the blobs beside it; one that leads anywhere else
+    is refused, because it would pass off a file of this machine as the artifact's.
+    """
 
     revision = None
 
@@ -77,7 +86,8 @@ class FolderSource:
         """
         if not root.is_dir():
             raise ArtifactNotFoundError(
-                f"no artifact folder {str(root)!r}; build one with: ptmech build CARD --out {root}"
+                f"no artifact folder {str(root)!r}; build one with: "
+                f"ptmech build CARD --out {visible(str(root))}"
             )
         if not (root / MANIFEST).is_file():
             raise ArtifactNotFoundError(
@@ -92,5 +102,36 @@ class FolderSource:
         return str(self.root)
 
     def fetch(self, path: str, size: int | None = None) -> Path:  # noqa: ARG002  nothing is brought
-        """Return the path below the folder."""
-        return self.root / path
+        """Return the path below the folder, if what is there is a file of its own or nothing.
+
+        Raises
+        ------
+        IntegrityError
+            If it leads out of the folder, or to something that is not a regular file.
+        """
+        local = self.root / path
+        try:
+            mode = local.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            mode = stat.S_IFREG
+        except OSError as error:  # a circle of links, a folder that may not be entered
+            raise IntegrityError(
+                f"{path} of {self.name} cannot be read: {error.strerror}"
+            ) from error
+        real = Path(os.path.realpath(local))
+        if not any(real.is_relative_to(place) for place in self._places()):
+            raise IntegrityError(
+                f"{path} leads out of {self.name} by a link; put the file itself there, "
+                "or open the folder that it belongs to"
+            )
+        if not stat.S_ISREG(mode):
+            raise IntegrityError(
+                f"{path} of {self.name} is not a regular file; build or download it again"
+            )
+        return local
+
+    def _places(self) -> list[Path]:
+        """Return the folders in which this artifact's bytes may lie."""
+        root = Path(os.path.realpath(self.root))
+        in_cache = root.parent.name == "snapshots" and is_commit(root.name)
+        return [root, root.parent.parent / "blobs"] if in_cache else [root]

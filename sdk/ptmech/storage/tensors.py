@@ -2,13 +2,13 @@
 
 The header is parsed and checked here rather than by the safetensors package, because a mapped
 array needs no copy and because files from strangers deserve stricter rules: no duplicate names, no
-overlap, no offset outside the file.
+name that is a path, no overlap, no offset outside the file, no byte that belongs to no tensor.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +17,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ptmech._json import parse_json
+from ptmech._text import shortened, visible
 from ptmech.errors import FormatError
 
 MAX_HEADER_BYTES = 2**20
+MAX_TENSORS = 4096
 MAX_AXES = 8
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
+_ABOUT = "__metadata__"
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -36,18 +42,37 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 """The element types an artifact may hold, by their safetensors names."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return names
-
-
 def _whole(value: object) -> int:
     """Return a JSON number that is a whole one, from 0 to 2**63 - 1."""
     if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{value!r} is no count or offset")
+        raise ValueError(f"{_quoted(value)} is no count or offset")
     return value
+
+
+def _quoted(value: object) -> str:
+    return shortened(visible(" ".join(repr(value).split())), 60)
+
+
+def _checked(name: str, fields: Any) -> Any:
+    """Return what a header says of a tensor, if that is all it should be and no more."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise ValueError(f"no tensor can be called {_quoted(name)}")
+    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
+        raise ValueError(f"tensor {name!r} has other fields than {', '.join(sorted(_FIELDS))}")
+    if not isinstance(fields["dtype"], str) or fields["dtype"] not in DTYPES:
+        raise ValueError(f"tensor {name!r} is of the type {_quoted(fields['dtype'])}")
+    if not isinstance(fields["shape"], list) or len(fields["shape"]) > MAX_AXES:
+        raise ValueError(f"tensor {name!r} has no shape of at most {MAX_AXES} axes")
+    if not isinstance(fields["data_offsets"], list) or len(fields["data_offsets"]) != 2:
+        raise ValueError(f"tensor {name!r} does not say where it begins and ends")
+    return fields
+
+
+def _about(value: object) -> None:
+    """Check the header's own texts, which nothing here reads."""
+    texts = list(value.values()) if isinstance(value, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"its {_ABOUT} is no list of texts by name")
 
 
 def _layout(path: Path) -> tuple[int, dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]]:
@@ -58,17 +83,21 @@ def _layout(path: Path) -> tuple[int, dict[str, tuple[np.dtype[Any], tuple[int, 
         header_bytes = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
             raise ValueError("its header is longer than the file or than a header may be")
-        header = json.loads(stream.read(header_bytes).decode(), object_pairs_hook=_unique)
+        header = parse_json(stream.read(header_bytes), f"{path.name} (its header)")
+    if not isinstance(header, dict):
+        raise TypeError("its header is not a JSON object")
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(header)} tensors; there may be {MAX_TENSORS}")
+    _about(header.pop(_ABOUT, {}))
     start = 8 + header_bytes
     tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
     spans: list[tuple[int, int]] = [(0, 0)]
     for name, fields in header.items():
-        if name == "__metadata__":
-            continue
-        dtype = DTYPES[fields["dtype"]]
-        shape = tuple(_whole(length) for length in fields["shape"])
-        begin, end = (_whole(offset) for offset in fields["data_offsets"])
-        if len(shape) > MAX_AXES or end - begin != math.prod(shape) * dtype.itemsize:
+        about = _checked(name, fields)
+        dtype = DTYPES[about["dtype"]]
+        shape = tuple(_whole(length) for length in about["shape"])
+        begin, end = (_whole(offset) for offset in about["data_offsets"])
+        if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"tensor {name!r} does not fill its span")
         spans.append((begin, end))
         tensors[name] = (dtype, shape, begin)
@@ -104,6 +133,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             first = start + begin
             raw = data[first : first + math.prod(shape) * dtype.itemsize]
             arrays[name] = raw.view(dtype).reshape(shape)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except FormatError:
+        raise
+    except (ValueError, TypeError) as error:
         raise FormatError(f"{path.name} is not a sound safetensors file: {error}") from error
     return arrays

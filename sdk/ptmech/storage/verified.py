@@ -11,7 +11,13 @@ from typing import Final
 
 from tqdm import tqdm
 
-from ptmech.errors import ArtifactNotFoundError, IntegrityError, UnreachableError
+from ptmech.errors import (
+    ArtifactNotFoundError,
+    FormatError,
+    IntegrityError,
+    StorageError,
+    UnreachableError,
+)
 from ptmech.manifest import FileEntry
 from ptmech.storage.source import MissingFileError, RemoteSource, Source
 
@@ -19,6 +25,9 @@ AT_ONCE: Final = 8
 """Files that are brought at the same time: enough to hide latency, few enough to be polite."""
 SILENT_SECONDS: Final = 1.0
 """What takes no longer than this shows no progress bar."""
+
+MAX_READ_BYTES: Final = 2**30
+"""Of a file that is read and not mapped: more than any part, grid or adapter's description has."""
 
 
 class VerifiedFiles:
@@ -47,6 +56,8 @@ class VerifiedFiles:
         ------
         IntegrityError
             If the file is missing, or its size or sha256 differs from the manifest's.
+        StorageError
+            If the disk does not let it be read.
         AccessError, UnreachableError
             If it has to be brought from another machine, and that fails.
         """
@@ -69,7 +80,19 @@ class VerifiedFiles:
             )
 
     def read(self, entry: FileEntry) -> bytes:
-        """Return all bytes of a checked file."""
+        """Return all bytes of a checked file.
+
+        Raises
+        ------
+        FormatError
+            If it is too large for that: such a file can be mapped, or is no file of ours.
+        IntegrityError, AccessError, UnreachableError
+            As for :meth:`path`.
+        """
+        if entry.bytes > MAX_READ_BYTES:
+            raise FormatError(
+                f"{entry.path} has {entry.bytes} bytes, more than are read into memory at once"
+            )
         return self.path(entry).read_bytes()
 
     def bring(self, entries: Iterable[FileEntry], title: str, *, progress: bool = True) -> None:
@@ -149,17 +172,23 @@ class VerifiedFiles:
         """Say what is wrong with a file, or remember that nothing is."""
         try:
             status = local.stat()
+            mark = (status.st_ino, status.st_size, status.st_mtime_ns, entry.sha256)
+            if self._seen.get(entry.path) == mark:
+                return None
+            if status.st_size != entry.bytes:
+                return (
+                    f"{entry.path} has {status.st_size} bytes where the manifest promises "
+                    f"{entry.bytes}"
+                )
+            with local.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(entry) from error
-        mark = (status.st_ino, status.st_size, status.st_mtime_ns, entry.sha256)
-        if self._seen.get(entry.path) == mark:
-            return None
-        if status.st_size != entry.bytes:
-            return (
-                f"{entry.path} has {status.st_size} bytes where the manifest promises {entry.bytes}"
-            )
-        with local.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise StorageError(
+                f"{entry.path} cannot be read ({error.strerror or type(error).__name__}): see to "
+                "the disk and to who may read it"
+            ) from error
         if digest != entry.sha256:
             return (
                 f"{entry.path} is damaged: sha256 {digest[:12]}... where the manifest promises "

@@ -18,7 +18,7 @@ from ptmech.artifact import Artifact
 from ptmech.errors import unknown
 from ptmech.results import Result
 from ptmech.truth.probing import chosen_layer
-from ptmech.truth.steering import EFFECTS, Questions, truth_shift
+from ptmech.truth.steering import EFFECT_VALUES, EFFECTS, Questions, truth_shift
 
 if TYPE_CHECKING:
     from ptmech.live import LiveModel
@@ -70,14 +70,16 @@ def effects(artifact: Artifact) -> TruthEffects:
     NotStoredError
         If the artifact holds none.
     FormatError
-        If a table lacks a column.
+        If a table does not fit its columns.
 
     Examples
     --------
     >>> effects(artifact).frame.select("stage", "direction", "effect")  # doctest: +SKIP
     """
     return TruthEffects(
-        frame=stacked(artifact, "truth", EFFECTS, what="effects of truth directions"),
+        frame=stacked(
+            artifact, "truth", EFFECTS, EFFECT_VALUES, what="effects of truth directions"
+        ),
         artifact=artifact.id,
         arguments={},
     )

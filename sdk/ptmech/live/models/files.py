@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-
 from ptmech.errors import (
     ArtifactNotFoundError,
     IntegrityError,

@@ -21,8 +21,10 @@ from pydantic import ValidationError
 from ptmech.errors import (
     ArtifactNotFoundError,
     DataError,
+    FormatError,
     PrerequisiteError,
     UnsupportedModelError,
+    first_line,
     unknown,
 )
 from ptmech.live.models.files import ModelIdentity, local_folder, model_identity, pinned
@@ -41,6 +43,10 @@ Spread = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 DeviceMap = Spread | Mapping[str, int | str]
 """How to spread a model over devices, main memory and disk: one of accelerate's ways, or the name
 of each module with the number of a GPU, ``"cpu"`` or ``"disk"``."""
+
+
+_NO_CODE = ("contains custom code", "does not recognize this architecture")
+"""What transformers says of models that it cannot load with what it ships."""
 
 
 class ModelShape(Frozen):
@@ -140,7 +146,9 @@ def load_shape(source: ModelSource) -> ModelShape:
     from ptmech.live.sites import ModelSites
 
     with quiet_transformers():
-        config = AutoConfig.from_pretrained(local_folder(source, with_weights=False))
+        folder = local_folder(source, with_weights=False)
+        with _known_code(str(folder)):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = config.get_text_config()
         with torch.device("meta"):
             sites = ModelSites.of(AutoModelForCausalLM.from_config(config))
@@ -257,7 +265,10 @@ def load_model(
     ------
     UnsupportedModelError
         The weights are quantised otherwise than asked for, or an adapter cannot be merged into
-        them: because they are quantised, or spread to where they are mere shapes.
+        them: because they are quantised, or spread to where they are mere shapes. Or only code
+        that comes with the model could load it.
+    FormatError
+        A file of weights is not sound.
     PrerequisiteError, IntegrityError, ArtifactNotFoundError
         As in :func:`model_identity`; IntegrityError also when downloaded or cached bytes differ
         from what the identity says.
@@ -282,9 +293,15 @@ def load_model(
     folder = local_folder(source)
     with ExitStack() as undo:
         scratch = undo.enter_context(_scratch()) if device_map is not None else None
-        with quiet_transformers(), _missing_packages(identity.source):
+        with (
+            quiet_transformers(),
+            _missing_packages(identity.source),
+            _known_code(identity.source),
+            _sound_weights(identity.source),
+        ):
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
+                trust_remote_code=False,
                 dtype=torch.float32 if adapter else wanted,
                 attn_implementation=attention,
                 use_safetensors=True,
@@ -329,6 +346,33 @@ def _missing_packages(name: str) -> Generator[None]:
         raise PrerequisiteError(f"{name} cannot be loaded: {reason}") from error
 
 
+@contextmanager
+def _sound_weights(name: str) -> Generator[None]:
+    """Say in one line that a file of weights is none."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise FormatError(
+            f"{name}: a file of weights is not sound safetensors: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _known_code(name: str) -> Generator[None]:
+    """Refuse models of which transformers has no code of its own: theirs is never run."""
+    try:
+        yield
+    except ValueError as error:
+        if not any(said in str(error) for said in _NO_CODE):
+            raise
+        raise UnsupportedModelError(
+            f"{name} is of a kind that transformers has no code for, and code that comes with a "
+            "model is never run; a newer transformers may know it"
+        ) from error
+
+
 def _require_in_memory(model: PreTrainedModel, name: str) -> None:
     if any(weight.is_meta for weight in model.parameters()):
         raise UnsupportedModelError(
@@ -350,8 +394,10 @@ def _tokenizer(
 ) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    with quiet_transformers(), _known_code(str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="right", trust_remote_code=False
+        )
     if isinstance(source, PackagedModel) and source.chat_template is not None:
         tokenizer.chat_template = source.chat_template
     if add_beginning:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptmech.errors import PrerequisiteError, UnsupportedModelError
+from ptmech.errors import FormatError, PrerequisiteError, UnsupportedModelError, first_line
 from ptmech.manifest import Quantisation
 
 if TYPE_CHECKING:
@@ -101,7 +101,13 @@ def quantised_options(
 
 def _stored(folder: Path) -> tuple[str | None, Quantisation | None]:
     """Return by which method the weights in a folder are quantised, and to what; None for both."""
-    config = json.loads((folder / "config.json").read_text())
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(
+            f"{file} is not JSON: {first_line(error)}; save the model again"
+        ) from error
     about = next(
         (
             part[key]

@@ -11,20 +11,19 @@ from tests.tiny_models import D_MLP, D_MODEL, MIXTURES, VOCABULARY, tiny_model
 
 from ptmech.errors import DataError, UnsupportedModelError
 from ptmech.live.sites import ModelSites
-from ptmech_builder.weights import (
+from ptmech.live.weight_statistics import (
     neuron_outputs,
     neuron_statistics,
     unembedding_statistics,
+    unembedding_tensors,
 )
 
 K = 3
 
 
 def weight_statistics(sites: ModelSites, k: int) -> tuple[pl.DataFrame, dict[str, np.ndarray]]:
-    statistics = unembedding_statistics(sites, k)
-    standard = statistics["folded_centered"]
-    tensors = {"singular_values": standard.singular_values(), "mean_row": standard.mean_row}
-    return neuron_statistics(sites, statistics, k), tensors
+    statistics = unembedding_statistics(sites)
+    return neuron_statistics(sites, statistics, k), unembedding_tensors(statistics)
 
 
 def tensors(model: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,7 +131,7 @@ def test_nothing_else_is_given_away(found: Any) -> None:
 def test_a_mixture_of_experts_has_an_unembedding_but_no_neurons(family: str) -> None:
     model = tiny_model(family)
     sites = ModelSites.of(model)
-    statistics = unembedding_statistics(sites, K)
+    statistics = unembedding_statistics(sites)
     folded = model.lm_head.weight.double().numpy() * model.model.norm.weight.double().numpy()
     values = np.linalg.svd(folded - folded.mean(axis=0), compute_uv=False)
     found = statistics["folded_centered"].singular_values()
