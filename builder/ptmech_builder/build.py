@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
+from ptmech.errors import StorageError
 from ptmech.manifest import MANIFEST, Manifest, canonical_json
 from ptmech_builder.assembly import assemble
 from ptmech_builder.builders import AT_ONCE, PATIENTLY, Builder, at_work
@@ -18,6 +19,9 @@ from ptmech_builder.receipts import Receipt, Standing
 from ptmech_builder.units import Unit
 from ptmech_builder.workbench import Workbench
 from ptmech_builder.writer import Writer
+
+ATTEMPTS = 3
+"""How often the units of a plan are made, at most, when they are lost again meanwhile."""
 
 RECORDED = ("ptmech", "torch", "transformers", "tokenizers", "numpy", "polars", "zarr")
 """Packages whose versions a receipt records."""
@@ -30,7 +34,9 @@ class BuildReport:
     Attributes
     ----------
     done, reused
-        Number of units made now, and of units found finished.
+        Number of units made now, and of the others.
+    elsewhere
+        How many of those another build made meanwhile.
     again
         Units made now though they had been made before, each with the reason.
     swept
@@ -46,6 +52,7 @@ class BuildReport:
     tokens: int
     seconds: float
     manifest: Manifest
+    elsewhere: int = 0
     again: Mapping[str, str] = field(default_factory=dict)
     swept: int = 0
 
@@ -78,17 +85,36 @@ def run(plan: Plan, root: Path, progress: Progress, *, recheck: bool = False) ->
         If the disk refuses; finished units are kept.
     """
     started = perf_counter()
-    with at_work(root, {unit.name: unit.key for unit in plan.units}) as builder:
+    ways = {unit.name: f"{unit.key} {unit.demand}".rstrip() for unit in plan.units}
+    with at_work(root, ways, progress.line) as builder:
         writer = Writer(root, builder.temporary, recheck=recheck)
         bench = Workbench(plan.loaders(), root, progress)
-        found = standings(plan.units, writer)
+        found = _look(plan, writer, progress)
         _say_what_was_found(plan.card.name, found, builder.swept, progress)
-        made = _make_missing(plan.units, found, bench, writer, builder)
-        manifest = assemble(plan, bench.receipts, writer)
-        writer.put_if_new(MANIFEST, canonical_json(manifest))
+        if any(standing.damaged for standing in found.values()):
+            _withdraw(builder, writer)
+        made: list[Unit] = []
+        manifest, now = None, found
+        while manifest is None:
+            made += _make_missing(plan.units, now, bench, writer, builder)
+            with builder.claim(MANIFEST):
+                # Meanwhile a file may have been lost, or a unit begun anew by another build.
+                now = standings(plan.units, Writer(root))
+                bench.receipts = finished_among(now)
+                if len(bench.receipts) == len(plan.units):
+                    manifest = assemble(plan, bench.receipts, writer)
+                    writer.put_if_new(MANIFEST, canonical_json(manifest))
+                elif len(made) > ATTEMPTS * len(plan.units):
+                    raise StorageError(
+                        f"{root}: files vanish as fast as they are made; see to who else is at "
+                        "work there"
+                    )
+    here = {unit.name for unit in made}
+    finished = {*finished_among(found)}
     return BuildReport(
-        done=len(made),
-        reused=len(plan.units) - len(made),
+        done=len(here),
+        reused=len(plan.units) - len(here),
+        elsewhere=len(plan.units) - len(here | finished),
         tokens=sum(unit.tokens for unit in made),
         seconds=perf_counter() - started,
         manifest=manifest,
@@ -100,6 +126,13 @@ def run(plan: Plan, root: Path, progress: Progress, *, recheck: bool = False) ->
 def standings(units: Sequence[Unit], writer: Writer) -> dict[str, Standing]:
     """Tell of every unit whether it is finished in the writer's folder, and if not, why."""
     return {unit.name: _standing(unit, writer) for unit in units}
+
+
+def finished_among(found: Mapping[str, Standing]) -> dict[str, Receipt]:
+    """Return the receipts of the units that are finished."""
+    return {
+        name: standing.receipt for name, standing in found.items() if standing.receipt is not None
+    }
 
 
 def reasons_to_repeat(found: Mapping[str, Standing]) -> Iterator[str]:
@@ -128,6 +161,27 @@ def _say_what_was_found(
         progress.line(f"removed {swept} unfinished files of builds that died here")
 
 
+def _look(plan: Plan, writer: Writer, progress: Progress) -> dict[str, Standing]:
+    """Tell how each unit stands, and mark files that had to be hashed, so that it was for once."""
+    found: dict[str, Standing] = {}
+    with progress.bar(len(plan.units), "looking at what is finished", "unit") as bar:
+        for unit in plan.units:
+            standing = _standing(unit, writer)
+            if standing.receipt is not None and standing.hashed:
+                standing = Standing(writer.finish(standing.receipt))
+            found[unit.name] = standing
+            bar.update()
+    return found
+
+
+def _withdraw(builder: Builder, writer: Writer, unit: str = "") -> None:
+    """Take the manifest away, and a unit's receipt, while nobody is writing a manifest."""
+    with builder.claim(MANIFEST):
+        writer.withdraw()
+        if unit:
+            writer.begin(unit)
+
+
 def _standing(unit: Unit, writer: Writer) -> Standing:
     found = writer.standing(unit.name, unit.key, unit.recipe_digests)
     if found.receipt is not None and not unit.accepts(found.receipt):
@@ -146,9 +200,7 @@ def _make_missing(
 
     A unit that another build is making is put off, until only such are left or one is needed.
     """
-    bench.receipts.update(
-        {name: standing.receipt for name, standing in found.items() if standing.receipt is not None}
-    )
+    bench.receipts = finished_among(found)
     made: list[Unit] = []
     put_off: list[Unit] = []
 
@@ -158,7 +210,7 @@ def _make_missing(
                 return False
             finished = _standing(unit, writer).receipt  # by another build, since we looked
             if finished is None:
-                finished = _finish(unit, bench, writer)
+                finished = _finish(unit, bench, writer, builder)
                 made.append(unit)
             bench.receipts[unit.name] = finished
             return True
@@ -181,13 +233,12 @@ def _make_missing(
     return made
 
 
-def _finish(unit: Unit, bench: Workbench, writer: Writer) -> Receipt:
+def _finish(unit: Unit, bench: Workbench, writer: Writer, builder: Builder) -> Receipt:
     """Make a unit, write its files, then its receipt."""
     started = perf_counter()
     made = unit.make(bench)
     # The unit replaces files of the artifact that may stand here: it is no longer whole.
-    writer.withdraw()
-    writer.begin(unit.name)
+    _withdraw(builder, writer, unit.name)
     entries = tuple(
         unit.entry(output, writer.put(output.path, output.data)) for output in made.files
     )

@@ -9,9 +9,9 @@ unit's claim, the others go on to the next. Comings and goings take place one at
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Generator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -19,13 +19,19 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from ptmech.errors import BusyError
+from ptmech._json import parse_json
+from ptmech.errors import BusyError, FormatError
+from ptmech.manifest import canonical_json
+from ptmech_builder.folders import make_lasting
 from ptmech_builder.storage_errors import storage_errors
 from ptmech_builder.writer import WORK
 
 AT_ONCE: Final = 0.0
+SOON: Final = 2.0
 PATIENTLY: Final = -1.0
-"""How long to wait for a claim, in seconds: not at all, or until its holder is done or dead."""
+"""How long to wait for a lock, in seconds: the last until its holder is done or dead."""
+
+GATE: Final = "lock"
 
 
 class Builder:
@@ -71,20 +77,24 @@ class Builder:
 
 
 @contextmanager
-def at_work(root: Path, keys: Mapping[str, str]) -> Generator[Builder]:
+def at_work(
+    root: Path, plan: Mapping[str, str], say: Callable[[str], None] | None = None
+) -> Generator[Builder]:
     """Announce a build for as long as it lasts, and sweep up after dead ones.
 
     Parameters
     ----------
     root
-        Folder of the artifact.
-    keys
-        Key of each unit of the build, by name.
+        Folder of the artifact; made if it is missing.
+    plan
+        How each unit of the build is made, by name: equal texts, equal files.
+    say
+        Takes a line for whoever has to wait.
 
     Raises
     ------
     BusyError
-        If a live build makes one of the units by another recipe.
+        If a live build makes one of the units in another way.
     StorageError
         If the disk refuses.
     """
@@ -93,26 +103,45 @@ def at_work(root: Path, keys: Mapping[str, str]) -> Generator[Builder]:
     builders = work / "builders"
     presence = FileLock(builders / f"{name}.lock")
     with storage_errors(work):
+        make_lasting(root)
         for folder in (builders, work / "claims"):
             folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(work / "lock"):
+        with _gate(work, say):
             live, swept = _sweep(work)
-            _require_same_recipes(root, live, keys)
+            _require_same_plans(root, live, plan)
             # The plan first: a live build without one would be a riddle to the others.
-            (builders / f"{name}.json").write_text(json.dumps(dict(keys)))
+            (builders / f"{name}.json").write_bytes(canonical_json(plan))
             presence.acquire()
     try:
         yield Builder(work, name, swept)
     finally:
         presence.release()
         # The disk may be what ended the build: what cannot be tidied now, the next build sweeps.
-        with suppress(OSError), FileLock(work / "lock"):
-            _sweep(work)
+        with suppress(OSError):
+            gate = FileLock(work / GATE)
+            if _acquired(gate, SOON):
+                _sweep(work)
+                gate.release()
+
+
+@contextmanager
+def _gate(work: Path, say: Callable[[str], None] | None) -> Generator[None]:
+    gate = FileLock(work / GATE)
+    if not _acquired(gate, SOON):
+        if say is not None:
+            say(f"waiting for another build to let go of {work / GATE}")
+        _acquired(gate, PATIENTLY)
+    try:
+        yield
+    finally:
+        gate.release()
 
 
 def _acquired(lock: FileLock, seconds: float) -> bool:
     try:
-        lock.acquire(timeout=seconds)
+        with warnings.catch_warnings():  # of a disk without locks, where files stand in for them
+            warnings.simplefilter("ignore", UserWarning)
+            lock.acquire(timeout=seconds)
     except Timeout:
         return False
     return True
@@ -148,12 +177,18 @@ def _is_held(path: Path) -> bool:
     return not free
 
 
-def _require_same_recipes(root: Path, live: list[Path], keys: Mapping[str, str]) -> None:
-    for plan in live:
-        others: dict[str, str] = json.loads(plan.read_text())
-        for unit, key in keys.items():
-            if others.get(unit, key) != key:
+def _require_same_plans(root: Path, live: list[Path], plan: Mapping[str, str]) -> None:
+    for file in live:
+        try:
+            other = parse_json(file.read_bytes(), file.name)
+        except (FormatError, FileNotFoundError) as error:
+            raise BusyError(
+                f"another build is at work in {root} and its plan cannot be read: wait for it, or "
+                "build into another folder with --out"
+            ) from error
+        for unit, how in plan.items():
+            if other.get(unit, how) != how:
                 raise BusyError(
-                    f"another build is at work in {root} and makes {unit} by another recipe: "
+                    f"another build is at work in {root} and makes {unit} in another way: "
                     "wait for it, or build into another folder with --out"
                 )

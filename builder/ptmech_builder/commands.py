@@ -119,6 +119,8 @@ def build(
     made = _make_plan(card, selection, data_dir, statements or [])
     root = out or default_root(made.card.name)
     report = run(made, root, progress, recheck=recheck)
+    if made.narrowed:
+        progress.line(f"narrowed: {made.narrowed}")
     if made.left_out:
         progress.line(f"left out: {made.left_out}")
     parity = report.manifest.parity
@@ -126,8 +128,9 @@ def build(
         "" if parity is None else f"; worst deviation from a plain forward {parity.worst:.1e}"
     )
     again = f" ({len(report.again)} of them again)" if report.again else ""
+    elsewhere = f" ({report.elsewhere} made by another build)" if report.elsewhere else ""
     progress.line(
-        f"{root}: {report.done} units done{again}, {report.reused} reused, "
+        f"{root}: {report.done} units done{again}, {report.reused} reused{elsewhere}, "
         f"{report.manifest.total_bytes:,} bytes in {report.seconds:.0f} s{deviation}"
     )
 

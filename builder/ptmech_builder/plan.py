@@ -204,8 +204,8 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
     ]
     forward: list[Unit] = []
     for stage in stages:
-        for prompts in stage.prompts.values():
-            forward += _activation_units(card, stage, prompts, layers, dtype, tolerance)
+        for dataset in dataset_cards:
+            forward += _activation_units(card, stage, dataset, layers, dtype, tolerance)
         if stage.adapter is not None and stage.card.ship_adapter:
             forward.append(
                 AdapterUnit(
@@ -340,13 +340,14 @@ def _plan_stage(
 def _activation_units(
     card: Card,
     stage: StagePlan,
-    prompts: Prompts,
+    dataset: DatasetCard,
     layers: Mapping[str, tuple[int, ...]],
     dtype: StoredDtype,
     tolerance: float,
 ) -> list[ActivationUnit]:
     extraction = card.extraction
     step = extraction.rows_per_block
+    prompts = stage.prompts[dataset.name]
     every = np.arange(prompts.uids.size)
     starts = range(0, every.size, step)
     return [

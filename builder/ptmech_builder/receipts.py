@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, StrictInt
 
@@ -21,6 +21,12 @@ from ptmech.manifest import (
     canonical_json,
     parse_schema,
 )
+
+CAUSES: Final[Mapping[str, frozenset[str]]] = {
+    "template": frozenset({"rows"}),
+    "token_ids": frozenset({"rows", "template", "tokenizer"}),
+}
+"""Entries of a recipe that change with others: no reasons of their own where those changed."""
 
 Mark = tuple[StrictInt, StrictInt]
 """Inode and modification time (ns) of a file when it was written."""
@@ -59,10 +65,16 @@ class Standing:
         Proof that it is finished; None if it has to be made.
     reason
         Why something that was made before has to be made again; empty if it never was.
+    damaged
+        Whether that is because a file of it is not what the receipt promises.
+    hashed
+        Whether files of it had to be hashed to tell.
     """
 
     receipt: Receipt | None
     reason: str = ""
+    damaged: bool = False
+    hashed: bool = False
 
 
 def recipe_digests(recipe: Mapping[str, Any]) -> dict[str, str]:
@@ -85,19 +97,25 @@ def standing(
         return Standing(None, "its receipt is damaged")
     if receipt.key != key:
         return Standing(None, _what_changed(receipt.recipe, recipe))
-    marks = receipt.marks if len(receipt.marks) == len(receipt.files) and not recheck else ()
+    marks = None if recheck or len(receipt.marks) != len(receipt.files) else receipt.marks
+    hashed = False
     for index, entry in enumerate(receipt.files):
-        mark = marks[index] if marks else None
-        if problem := _problem(root / entry.path, entry, mark):
-            return Standing(None, f"{entry.path} {problem}")
-    return Standing(receipt)
+        path = root / entry.path
+        if problem := _problem(path, entry):
+            return Standing(None, f"{entry.path} {problem}", damaged=True)
+        if marks is None or marks[index] != _mark(path):
+            hashed = True
+            if _digest(path) != entry.sha256:
+                return Standing(None, f"{entry.path} is damaged", damaged=True)
+    return Standing(receipt, hashed=hashed)
 
 
 def _what_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if not before or not names:
+    names = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    reasons = sorted(name for name in names if not names & CAUSES.get(name, frozenset()))
+    if not before or not reasons:
         return "its recipe changed"
-    return f"{', '.join(name.replace('_', ' ') for name in names)} changed"
+    return f"{', '.join(reasons).replace('_', ' ')} changed"
 
 
 def _mark(path: Path) -> Mark:
@@ -105,14 +123,13 @@ def _mark(path: Path) -> Mark:
     return status.st_ino, status.st_mtime_ns
 
 
-def _problem(path: Path, entry: FileEntry, mark: Mark | None) -> str:
-    """Say what is wrong with a finished file; empty if nothing is."""
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _problem(path: Path, entry: FileEntry) -> str:
+    """Say what can be seen of a file without reading it; empty if it seems right."""
     if not path.is_file():
         return "is missing"
-    if path.stat().st_size != entry.bytes:
-        return "has another size"
-    if mark != _mark(path):
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                return "is damaged"
-    return ""
+    return "" if path.stat().st_size == entry.bytes else "has another size"

@@ -19,6 +19,12 @@ _WAYS_OUT = {
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.EXDEV: "put it on the same disk as the rest of the artifact",
+    errno.ENOTDIR: "move away what is in its place",
+    errno.EISDIR: "move away what is in its place",
+    errno.EEXIST: "move away what is in its place",
+    errno.ELOOP: "mend the link",
+    errno.ENAMETOOLONG: "choose a shorter folder with --out",
+    errno.ENOLCK: "choose a folder on a disk that knows locks with --out",
 }
 
 

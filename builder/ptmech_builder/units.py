@@ -122,6 +122,11 @@ class Unit(ABC):
         return 0
 
     @property
+    def demand(self) -> str:
+        """What it asks of finished work beyond the key; see :meth:`accepts`."""
+        return ""
+
+    @property
     def reads_units(self) -> bool:
         """Whether it reads files of units that come before it."""
         return False
@@ -206,7 +211,7 @@ class TableUnit(ExtraUnit):
 
     @override
     def recipe(self) -> Mapping[str, Any]:
-        return {"path": self.path, "rows": digest(self._bytes)}
+        return {"path": self.path, "content": digest(self._bytes)}
 
     @property
     @override
@@ -259,16 +264,21 @@ class ActivationUnit(Unit):
         return {
             "weights": self.identity,
             "tokenizer": self.tokenizer,
-            "template": digest("".join(self.prompts.rendered_sha256).encode()),
             "rows": digest(self.prompts.uids.astype("<u8").tobytes()),
-            "token ids": self.prompts.digest,
+            "template": digest("".join(self.prompts.rendered_sha256).encode()),
+            "token_ids": digest(canonical_json({"": [*map(list, self.prompts.token_ids)]})),
             "positions": list(self.prompts.positions),
             "sites": {site: list(layers) for site, layers in self.layers.items()},
-            "rows_per_block": [self.block, self.n_blocks],
+            "blocks": [self.block, self.n_blocks, self.first_row],
             "compute_dtype": self.compute_dtype,
             "dtype": self.dtype,
             "tokens_per_batch": self.tokens_per_batch,
         }
+
+    @property
+    @override
+    def demand(self) -> str:
+        return f"{self.parity_rows} rows within {self.tolerance}"
 
     @override
     def accepts(self, receipt: Receipt) -> bool:

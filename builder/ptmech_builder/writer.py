@@ -22,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save as serialize_tensors
 
 from ptmech.manifest import MANIFEST, FileEntry, canonical_json
+from ptmech_builder.folders import make_lasting, sync_folder
 from ptmech_builder.receipts import Receipt, Standing, standing
 from ptmech_builder.storage_errors import storage_errors
 
@@ -87,7 +88,7 @@ class Writer:
             return self.put(path, data)
         with storage_errors(target):  # whoever put it there may have died before this
             self._make_lasting(target.parent)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         return self.describe(path, data)
 
     @staticmethod
@@ -149,7 +150,7 @@ class Writer:
                 # Who took it away may have died before its folder was flushed.
                 if not path.parent.is_dir():
                     return
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def _place(self, target: Path, data: bytes) -> None:
         """Write to a temporary file, flush it to the disk, rename it to its name."""
@@ -167,7 +168,7 @@ class Writer:
                 with suppress(OSError):  # the first error is the one to tell; the next build sweeps
                     temporary.unlink(missing_ok=True)
                 raise
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
     def _make_lasting(self, folder: Path) -> None:
         """Make a folder whose entry, and that of every folder above it, survives a power cut.
@@ -176,19 +177,10 @@ class Writer:
         """
         if folder in self._lasting:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_lasting(folder)
         while folder not in self._lasting:
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             self._lasting.add(folder)
             if folder == self.root:
                 return
             folder = folder.parent
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,14 +38,17 @@ from tests.tiny import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ptmech_builder.build
+import ptmech_builder.receipts
 from ptmech import load
 from ptmech.errors import (
     ArtifactNotFoundError,
+    BusyError,
     DataError,
     ParityError,
     UnknownNameError,
 )
 from ptmech.live.models.gguf import quiet_transformers
+from ptmech.verify import verify
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.builders import at_work
 from ptmech_builder.progress import Progress
@@ -531,11 +535,11 @@ def test_what_changed_is_done_again_and_nothing_else(
     changed = card_in(tmp_path, recipe)
     report = build(changed, root)
     assert report.again == {
-        "tables.statements": "rows changed",
-        "tables.tokens.base": "rows changed",
-        "tables.tokens.tuned": "rows changed",
-        "acts.base.colours.00000": "rows, template, token ids changed",
-        "acts.tuned.colours.00000": "rows, template, token ids changed",
+        "tables.statements": "content changed",
+        "tables.tokens.base": "content changed",
+        "tables.tokens.tuned": "content changed",
+        "acts.base.colours.00000": "rows changed",
+        "acts.tuned.colours.00000": "rows changed",
     }
     assert sorted(made) == [
         "acts.base.colours.00000",
@@ -752,8 +756,8 @@ def test_a_unit_that_another_build_holds_is_put_off_and_then_found_finished(
     held = "acts.base.capitals.00000"
     made.clear()
     progress = Listening()
-    keys = {unit.name: unit.key for unit in plan.units}
-    with ThreadPoolExecutor(1) as pool, at_work(root, keys) as other:
+    ways = {unit.name: f"{unit.key} {unit.demand}".rstrip() for unit in plan.units}
+    with ThreadPoolExecutor(1) as pool, at_work(root, ways) as other:
         with other.claim(held):
             racing = pool.submit(run, plan, root, progress)
             while not any("waiting" in line for line in progress.lines):
@@ -762,11 +766,11 @@ def test_a_unit_that_another_build_holds_is_put_off_and_then_found_finished(
             assert len(made) == len(plan.units) - 1
             bench = Workbench(plan.loaders(), root, Progress(quiet=True))
             unit = next(unit for unit in plan.units if unit.name == held)
-            ptmech_builder.build._finish(unit, bench, Writer(root, other.temporary))
+            ptmech_builder.build._finish(unit, bench, Writer(root, other.temporary), other)
             assert not racing.done()
         racing.exception(timeout=60)
     report = racing.result()
-    assert report.done == len(plan.units) - 1
+    assert (report.done, report.reused, report.elsewhere) == (len(plan.units) - 1, 1, 1)
     assert made.count(held) == 1
     assert digests(root) == digests(tmp_path / "undisturbed")
 
@@ -781,3 +785,102 @@ def test_versions_are_those_that_made_the_units(recipe: Recipe, tmp_path: Path) 
     assert load(root).manifest.versions["numpy"] == "old numpy"
     build(card, root, dtype="bfloat16")
     assert load(root).manifest.versions["numpy"] == f"{np.__version__}, old numpy"
+
+
+def test_blocks_that_begin_elsewhere_are_made_again(recipe: Recipe, tmp_path: Path) -> None:
+    """The second block holds the very same rows, but as other rows of the dataset."""
+    recipe, root = small(recipe), tmp_path / "artifact"
+    recipe["extraction"]["rows_per_block"] = 6
+    build(card_in(tmp_path, recipe), root)
+    one_more = {**capitals()[0], "source_id": "first", "text": "The city of Turin is in Italy."}
+    recipe["extraction"]["rows_per_block"] = 7
+    recipe["datasets"][0].update(
+        write_dataset(tmp_path / "card", "capitals", [one_more, *capitals()])
+    )
+    build(card_in(tmp_path, recipe), root)
+    assert verify(load(root)) == []
+    build(card_in(tmp_path, recipe), tmp_path / "fresh")
+    manifest = (root / "manifest.json").read_bytes()
+    assert manifest == (tmp_path / "fresh" / "manifest.json").read_bytes()
+
+
+def test_a_file_that_is_lost_meanwhile_is_made_again(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    lost = root / "tables" / "statements.parquet"
+    whole, losses = ptmech_builder.build._finish, []
+
+    def losing(unit: Unit, *args: Any) -> Any:
+        receipt = whole(unit, *args)
+        if unit.name.startswith("weights") and not losses:
+            losses.append(lost.unlink())
+        return receipt
+
+    monkeypatch.setattr(ptmech_builder.build, "_finish", losing)
+    build(card, root)
+    assert losses
+    assert verify(load(root)) == []
+
+
+def test_a_known_damage_takes_the_manifest_away_at_once(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card, root = card_in(tmp_path, small(recipe)), tmp_path / "artifact"
+    build(card, root)
+    next((root / "acts").rglob("*.safetensors")).unlink()
+
+    def interrupted(*_args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ActivationUnit, "make", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(card, root)
+    assert not (root / "manifest.json").exists()
+
+
+def test_a_copied_folder_is_hashed_once(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = card_in(tmp_path, small(recipe))
+    build(card, tmp_path / "artifact")
+    root = shutil.copytree(tmp_path / "artifact", tmp_path / "copy")
+    hashed: list[Path] = []
+    whole = ptmech_builder.receipts._digest
+    monkeypatch.setattr(
+        ptmech_builder.receipts, "_digest", lambda path: (hashed.append(path), whole(path))[1]
+    )
+    assert build(card, root).done == 0
+    assert len(hashed) == len(digests(root)) - len(load(root).manifest.parts) - 1
+    hashed.clear()
+    assert build(card, root).done == 0
+    assert not hashed
+
+
+def test_two_live_builds_that_ask_for_different_checks_are_refused(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe, root = small(recipe), tmp_path / "artifact"
+    card = card_in(tmp_path, recipe)
+    ways = {unit.name: f"{unit.key} {unit.demand}".rstrip() for unit in plan_of(card).units}
+    recipe["extraction"]["parity_rows"] = 6
+    stricter = card_in(tmp_path, recipe, "stricter")
+    with at_work(root, ways):
+        assert build(card, root).done == 8
+        with pytest.raises(BusyError, match=r"makes acts\.base\.capitals\.00000 in another way"):
+            build(stricter, root)
+
+
+def test_folders_above_the_artifact_last_too(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[Path] = set()
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    build(card_in(tmp_path, small(recipe)), tmp_path / "one" / "two" / "artifact")
+    assert {tmp_path, tmp_path / "one", tmp_path / "one" / "two"} <= flushed

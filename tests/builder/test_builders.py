@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ptmech.errors import BusyError, StorageError
-from ptmech_builder.builders import AT_ONCE, at_work
+from ptmech_builder.builders import AT_ONCE, SOON, at_work
 
 KEYS = {"one": "a" * 64, "two": "b" * 64}
 
@@ -115,7 +117,7 @@ def test_a_claim_is_had_when_its_holder_dies(tmp_path: Path, other: subprocess.P
 
 def test_two_recipes_at_once_are_refused(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     with (
-        pytest.raises(BusyError, match="makes two by another recipe: wait for it, or build into"),
+        pytest.raises(BusyError, match="makes two in another way: wait for it, or build into"),
         at_work(tmp_path, {**KEYS, "two": "c" * 64}),
     ):
         pytest.fail("both were at work")
@@ -127,3 +129,32 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".build").write_text("in the way")
     with pytest.raises(StorageError, match="finished units are kept"), at_work(tmp_path, KEYS):
         pytest.fail("there was nowhere to work")
+
+
+def test_a_live_build_whose_plan_cannot_be_read_is_waited_for(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    [plan] = (tmp_path / ".build" / "builders").glob("*.json")
+    for damage in (lambda: plan.write_text('{"one": '), plan.unlink):
+        damage()
+        with pytest.raises(BusyError, match="its plan cannot be read"), at_work(tmp_path, KEYS):
+            pytest.fail("both were at work")
+
+
+def test_a_gate_that_stays_shut_is_named(tmp_path: Path) -> None:
+    lines: list[str] = []
+    shut, path = threading.Event(), tmp_path / ".build" / "lock"
+
+    def hold() -> None:
+        with FileLock(path):
+            shut.set()
+            time.sleep(SOON + 1)
+
+    with at_work(tmp_path, KEYS):
+        holder = threading.Thread(target=hold)
+    holder.start()
+    shut.wait()
+    with at_work(tmp_path, KEYS, lines.append):
+        pass
+    holder.join()
+    assert lines == [f"waiting for another build to let go of {path}"]

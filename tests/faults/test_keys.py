@@ -494,7 +494,7 @@ CHANGES = [
         "blocks",
         entry("extraction", "rows_per_block", value=5),
         (*ACTS, *REFUSAL, *TRUTH),
-        named="rows_per_block",
+        named="blocks",
     ),
     Change(
         "tokens a batch",

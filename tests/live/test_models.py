@@ -21,8 +21,14 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
+from tests.tiny import save_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from ptmech._cache import cache_folder
 from ptmech.errors import (
@@ -30,6 +36,7 @@ from ptmech.errors import (
     IntegrityError,
     OfflineError,
     PrerequisiteError,
+    StorageError,
     UnsupportedModelError,
 )
 from ptmech.live.models import gguf as gguf_cache
@@ -533,3 +540,16 @@ def test_a_damaged_cache_is_one_clear_error(
 def test_reading_cards_needs_no_torch() -> None:
     code = "import sys, ptmech.live.models; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_that_the_disk_does_not_give_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(tmp_path / "model")
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("unable to open file <weights>: Too many open files (24)")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(StorageError, match="weights cannot be read: unable to open file"):
+        load_model(FolderModel(path=folder), device="cpu")

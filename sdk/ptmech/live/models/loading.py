@@ -23,6 +23,7 @@ from ptmech.errors import (
     DataError,
     FormatError,
     PrerequisiteError,
+    StorageError,
     UnsupportedModelError,
     first_line,
     unknown,
@@ -348,11 +349,15 @@ def _missing_packages(name: str) -> Generator[None]:
 
 @contextmanager
 def _sound_weights(name: str) -> Generator[None]:
-    """Say in one line that a file of weights is none."""
+    """Say in one line that a file of weights is none, or that the disk does not give it."""
     from safetensors import SafetensorError
 
     try:
         yield
+    except RuntimeError as error:
+        if "unable to open file" not in str(error):  # as torch maps it
+            raise
+        raise StorageError(f"{name}: weights cannot be read: {first_line(error)}") from error
     except SafetensorError as error:
         raise FormatError(
             f"{name}: a file of weights is not sound safetensors: {first_line(error)}"
