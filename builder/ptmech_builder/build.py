@@ -168,7 +168,7 @@ def _look(plan: Plan, writer: Writer, progress: Progress) -> dict[str, Standing]
         for unit in plan.units:
             standing = _standing(unit, writer)
             if standing.receipt is not None and standing.hashed:
-                standing = Standing(writer.finish(standing.receipt))
+                standing = Standing(writer.mark_anew(standing.receipt))
             found[unit.name] = standing
             bar.update()
     return found

@@ -118,6 +118,15 @@ class Writer:
         self._place(path, canonical_json(marked))
         return marked
 
+    def mark_anew(self, receipt: Receipt) -> Receipt:
+        """Note in a receipt the marks of files that were touched and found to be the right ones."""
+        path = self._receipt_path(receipt.unit)
+        with storage_errors(path):
+            marked = receipt.marked(self.root)
+        if marked != receipt:
+            self._place(path, canonical_json(marked))
+        return marked
+
     def standing(self, unit: str, key: str, recipe: Mapping[str, str] | None = None) -> Standing:
         """Tell how a unit stands: finished under this very key, or why it has to be made.
 

@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 from tests.faults.disk import recorded
 from tests.faults.pretend import Recipe, pretend_build, pretend_plan
 
-from ptmech.errors import PtmechError
+from ptmech.errors import PtmechError, StorageError
 from ptmech.loading import load
 from ptmech.verify import verify
 from ptmech_builder.build import run
@@ -142,7 +142,7 @@ class Folder(RuleBasedStateMachine):
                 )
                 self.tally["lived"] += 1
             except DiedError:
-                self.tally["kills survived"] += 1
+                self.tally["deaths"] += 1
         assert valid.isdisjoint(made)
 
     @rule(recipe=RECIPE, recheck=st.booleans())
@@ -343,13 +343,12 @@ def play(folder: type[Folder], *, examples: int, steps: int) -> None:
 
 
 def test_whatever_happens_nothing_is_lost_and_nothing_lies(
-    at_length: bool, record_property: Callable[[str, object], None]
+    at_length: bool,
 ) -> None:
     folder = machine()
     play(folder, examples=400 if at_length else 16, steps=30 if at_length else 12)
     happened = folder.tally
-    assert min(happened[name] for name in ("kills survived", "builds", "damaged", "verified")) > 2
-    record_property("kills survived", happened["kills survived"])
+    assert min(happened[name] for name in ("deaths", "builds", "damaged", "verified")) > 2
 
 
 def keeps_the_manifest(patch: pytest.MonkeyPatch) -> None:
@@ -429,7 +428,7 @@ def test_a_builder_with_a_bad_habit_is_found_out(
     told(story)
     fresh(RECIPES[1])
     habit(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, StorageError)):  # a builder that never ends gives up
         told(story)
 
 

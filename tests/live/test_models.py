@@ -199,6 +199,7 @@ def test_identity_names_weights_and_adapter_but_no_path(folder: Path, adapter: P
             "config.json": sha256(folder / "config.json"),
         },
         "adapter": None,
+        "quantisation": None,
     }
     assert adapted.adapter == {
         name: sha256(adapter / name)
@@ -282,6 +283,7 @@ def test_a_branch_is_pinned_before_anything_is_downloaded(hub: FakeHub) -> None:
         "source": f"hub:owner/name@{COMMIT}",
         "weights": {"model.safetensors": hub.promised},
         "adapter": None,
+        "quantisation": None,
     }
     assert loaded.identity == model_identity(source)
     assert hub.revisions[0] == "main"
@@ -407,6 +409,7 @@ def test_a_packaged_model_is_converted_once_and_never_imported(
         "source": "package:some-weights==1.0/some_weights/m.gguf",
         "weights": {"m.gguf": source.sha256},
         "adapter": None,
+        "quantisation": None,
     }
     loaded = load_model(source)
     load_tokenizer(source)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ptmech._privacy import HIDDEN, Private
+from ptmech._privacy import Private
 from ptmech.manifest import Stage
 from ptmech_builder.publishing.errors import RefusedError
 from ptmech_builder.publishing.page import REFERENCES, TEMPLATE
@@ -40,11 +40,11 @@ def private_to_this_machine(root: Path, repo_id: str, token: str | None) -> Priv
         What opens the Hub, if there is one.
     """
     here = Private.of_this_machine()
-    own = {str(root.resolve()), str(root.resolve().parent), *(path for path, _ in here.folders)}
+    own = {str(root.resolve()), str(root.resolve().parent), *here.folders}
     ordinary = _words_of_every_page()
     return Private(
         secrets=(*here.secrets, *([token] if token else [])),
-        folders=tuple((path, HIDDEN) for path in sorted(own) if path.count("/") > 1),
+        folders=tuple(path for path in sorted(own) if path.count("/") > 1),
         names=tuple(
             named
             for named in here.names
