@@ -29,6 +29,7 @@ from ptmech.live.models import (
 )
 from ptmech.manifest import StoredDtype
 from ptmech.model_sources import ModelSource
+from ptmech.storage.tables import MAX_ROWS
 from ptmech_builder.cards import Card, CardFile, DatasetCard, StageCard, TraceCard
 from ptmech_builder.dataset_files import Origin, dataset_file
 from ptmech_builder.neuron_units import neuron_units
@@ -174,6 +175,8 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
         file = dataset_file(card_file, dataset)
         rows[dataset.name] = read_rows(file, dataset, selection.limit)
         origins[dataset.name] = file.origin
+    if (total := sum(frame.height for frame in rows.values())) > MAX_ROWS:
+        raise DataError(f"{total:,} rows are more than one artifact holds, {MAX_ROWS:,}")
     stages = tuple(_plan_stage(card_file, stage, dataset_cards, rows) for stage in stage_cards)
     shape = stages[0].shape
     if len({(stage.shape.n_layers, stage.shape.d_model) for stage in stages}) > 1:

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -35,7 +36,9 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
-def parse_json(raw: bytes, where: str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+def parse_json(
+    raw: bytes, where: str, *, max_bytes: int = MAX_JSON_BYTES, max_keys: int = MAX_KEYS
+) -> Any:
     """Parse one JSON document that a stranger may have written.
 
     Parameters
@@ -46,6 +49,8 @@ def parse_json(raw: bytes, where: str, *, max_bytes: int = MAX_JSON_BYTES) -> An
         What the caller calls it; error messages start with it.
     max_bytes
         How long it may be.
+    max_keys
+        How many keys one object may have.
 
     Returns
     -------
@@ -74,7 +79,7 @@ def parse_json(raw: bytes, where: str, *, max_bytes: int = MAX_JSON_BYTES) -> An
     try:
         value = json.loads(
             raw.decode(),
-            object_pairs_hook=_object,
+            object_pairs_hook=partial(_object, max_keys=max_keys),
             parse_int=_integer,
             parse_float=_number,
             parse_constant=_refuse_constant,
@@ -84,7 +89,7 @@ def parse_json(raw: bytes, where: str, *, max_bytes: int = MAX_JSON_BYTES) -> An
     except RecursionError:
         raise FormatError(f"{where} is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
-        raise FormatError(f"{where} is not JSON ({error}); build or download it again") from error
+        raise FormatError(f"{where} is {_instead(raw, error)}") from error
     _require_shallow(value, where)
     if _SURROGATE.search(raw):
         _require_encodable(value, where)
@@ -103,17 +108,32 @@ def fitting(schema: type[SchemaT], value: Any, where: str) -> SchemaT:
         return schema.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(step) for step in first["loc"]) or "the top level"
-        raise FormatError(f"{where}: {_quoted(place)}: {_quoted(first['msg'])}") from error
+        place = "".join(f"{_quoted(str(step))}." for step in first["loc"])[:-1]
+        said = _quoted(first["msg"].removeprefix("Value error, "))
+        raise FormatError(": ".join(filter(None, (where, place, said)))) from error
+
+
+def is_pointer(raw: bytes) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that it did not fetch."""
+    return raw.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 class _RefusedError(ValueError):
     """Sound JSON that an artifact may not hold."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MAX_KEYS:
-        raise _RefusedError(f"an object of {len(pairs)} keys; there may be {MAX_KEYS}")
+def _instead(raw: bytes, error: ValueError) -> str:
+    """Say what a document is that is not JSON."""
+    if is_pointer(raw):
+        return "a Git LFS pointer, not the file it stands for: git lfs pull"
+    if raw.lstrip()[:1] == b"<":
+        return "a web page, not JSON: a server asks to log in, or has no such file"
+    return f"not JSON ({error}); build or download it again"
+
+
+def _object(pairs: list[tuple[str, Any]], max_keys: int) -> dict[str, Any]:
+    if len(pairs) > max_keys:
+        raise _RefusedError(f"an object of {len(pairs)} keys; there may be {max_keys}")
     made = dict(pairs)
     if len(made) != len(pairs):
         seen: set[str] = set()

@@ -12,12 +12,15 @@ import traceback
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import BinaryIO, TextIO
+from typing import Final, TextIO
 
-from typing_extensions import Buffer, override
+from typing_extensions import override
 
 from ptmech._privacy import Private
 from ptmech._text import visible
+
+_BLOCK: Final = 2**16
+"""Characters that are held back where nobody waits for every line."""
 
 
 @contextmanager
@@ -25,7 +28,8 @@ def discreet_output() -> Generator[None]:
     """While it lasts, standard output and error show nothing private, and warnings take a line."""
     private = Private.of_this_machine()
     before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
-    ours = {name: _discreet(stream, private) for name, stream in before.items()}
+    # A process may be started without a stream.
+    ours = {name: Discreet(stream, private) for name, stream in before.items() if stream}
     for name, stream in ours.items():
         setattr(sys, name, stream)
     with warnings.catch_warnings():
@@ -34,10 +38,11 @@ def discreet_output() -> Generator[None]:
             yield
         finally:
             for name, stream in ours.items():
-                _flushed(stream)
                 # Where the reader of a pipe has gone, typer has put something else here.
                 if getattr(sys, name) is stream:
                     setattr(sys, name, before[name])
+            for stream in ours.values():
+                _flushed(stream)
 
 
 def told(bug: BaseException) -> str:
@@ -47,34 +52,72 @@ def told(bug: BaseException) -> str:
     return visible(Private.of_this_machine().hidden(written))
 
 
-class _Discreet(io.RawIOBase):
-    """Bytes on their way out, by lines, so that nothing private is cut in two unseen."""
+class Discreet(io.TextIOBase):
+    """Text on its way to a stream, by lines, so that nothing private is cut in two unseen.
 
-    def __init__(self, stream: BinaryIO, private: Private, encoding: str) -> None:
+    Bytes do not pass: there is no ``buffer``.
+
+    Parameters
+    ----------
+    stream
+        Where the text goes.
+    private
+        What is hidden on the way.
+    """
+
+    def __init__(self, stream: TextIO, private: Private) -> None:
         self._stream = stream
         self._private = private
-        self._encoding = encoding
-        self._rest = b""
+        self._held: list[str] = []
+        self._size = 0
+        self._has_line = False
 
     @override
-    def write(self, data: Buffer, /) -> int:
-        written = bytes(data)
-        lines = self._rest + written
-        end = max(lines.rfind(b"\n"), lines.rfind(b"\r")) + 1
-        self._rest = lines[end:]
-        self._send(lines[:end])
-        return len(written)
+    def write(self, text: str, /) -> int:
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"text is written here, not {type(text).__name__}")
+        self._held.append(text)
+        self._size += len(text)
+        self._has_line = self._has_line or "\n" in text or "\r" in text
+        if self._has_line and (self._size >= _BLOCK or self._stream.line_buffering):
+            held = "".join(self._held)
+            end = max(held.rfind("\n"), held.rfind("\r")) + 1
+            self._send(held[:end], held[end:])
+        return len(text)
 
     @override
     def flush(self) -> None:
-        rest, self._rest = self._rest, b""
-        self._send(rest)
+        self._send("".join(self._held), "")
         self._stream.flush()
 
-    def _send(self, written: bytes) -> None:
-        if written:
-            text = written.decode(self._encoding, "surrogateescape")
-            self._stream.write(self._private.hidden(text).encode(self._encoding, "surrogateescape"))
+    def beneath(self) -> TextIO:
+        """Return the stream to which a text may be written that has nothing to hide any more."""
+        self._send("".join(self._held), "")
+        return self._stream
+
+    def _send(self, text: str, rest: str) -> None:
+        self._held, self._size, self._has_line = [rest], len(rest), False
+        if text:
+            shown = self._private.hidden(text)
+            try:
+                self._stream.write(shown)
+            except UnicodeEncodeError:
+                self._stream.write(as_far_as_possible(shown, self._stream.encoding))
+
+    @property
+    @override
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.encoding
+
+    @property
+    @override
+    def errors(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.errors
+
+    @property
+    def line_buffering(self) -> bool:
+        """Whether every line is sent at once."""
+        return bool(self._stream.line_buffering)
 
     @override
     def writable(self) -> bool:
@@ -89,22 +132,12 @@ class _Discreet(io.RawIOBase):
         return self._stream.fileno()
 
 
-def _discreet(stream: TextIO, private: Private) -> TextIO:
-    """Return a stream to write to instead; one that is not made of bytes stays as it is."""
-    raw = getattr(stream, "buffer", None)
-    if raw is None:
-        return stream
-    stream.flush()
-    through = _Discreet(raw, private, stream.encoding)
-    return io.TextIOWrapper(
-        through,  # pyright: ignore[reportArgumentType]  a raw stream that takes all it is given
-        encoding=stream.encoding,
-        errors=stream.errors,
-        line_buffering=True,
-    )
+def as_far_as_possible(text: str, encoding: str) -> str:
+    """Return a text with the letters spelled out that an encoding lacks."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _flushed(stream: TextIO) -> None:
+def _flushed(stream: Discreet) -> None:
     try:
         stream.flush()
     except (BrokenPipeError, ValueError):  # nobody reads any more, or it has been closed

@@ -1,9 +1,12 @@
 """What of a text belongs to this machine or to who uses it, and how it is shown instead.
 
-Secrets become ``***`` and the home folder ``~``. Names of the user and the machine may be ordinary
-words, so that they are replaced only where they stand in a path or in an address. One definition
-serves the command line, which shows all texts this way, and publishing, which refuses to send any
-that would be changed.
+Secrets become ``***``, the home folder ``~``, and the names of user and machine ``$USER`` and
+``$HOSTNAME``, so that a command shown can still be run where it was shown. Honest text is never
+touched: a value is a secret only if nothing else looks like it, and names, which may be ordinary
+words, are replaced only where they stand in an absolute path or an address.
+
+One definition serves the command line, which shows all texts this way, and publishing, which
+refuses to send any that would be changed.
 """
 
 from __future__ import annotations
@@ -16,74 +19,17 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-HIDDEN: Final = "***"
+from ptmech._credentials import CREDENTIALS, HIDDEN, HOMES, without_credentials
+
 HOME: Final = "~"
-USER: Final = "<user>"
-HOST: Final = "<host>"
+USER: Final = "$USER"
+HOST: Final = "$HOSTNAME"
 
-
-@dataclass(frozen=True)
-class _Rule:
-    """What gives something away wherever it is, and what stands there instead."""
-
-    what: str
-    pattern: re.Pattern[str]
-    shown: str = HIDDEN
-
-
-_CREDENTIALS: Final = (
-    _Rule(
-        "an access token",
-        re.compile(
-            r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
-            r"|sk-[A-Za-z0-9_-]{32,}|A[KS]IA[0-9A-Z]{16})"
-        ),
-    ),
-    _Rule(
-        "a private key",
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----)?", re.DOTALL
-        ),
-    ),
-    _Rule(
-        "an access token",
-        re.compile(
-            r"(?i)(\bauthorization['\"]?\s*[:=]\s*[b'\"]*(?:(?:bearer|basic|token)\s+)?|\bbearer\s+(?=\S*\d))"
-            r"[\w.~+/=-]{8,}"
-        ),
-        rf"\1{HIDDEN}",
-    ),
-    _Rule(
-        "an access token",
-        re.compile(
-            r"(?i)([?&](?:(?:x-amz-)?(?:signature|credential|security-token)|sig|token"
-            r"|(?:access|auth)_token|api_?key)=)[^&\s'\"<>*]+"
-        ),
-        rf"\1{HIDDEN}",
-    ),
-    _Rule(
-        "an access token",
-        re.compile(r"(?i)(\baws_(?:secret_access_key|session_token)\W{1,6})[\w/+=]{16,}"),
-        rf"\1{HIDDEN}",
-    ),
-    _Rule("a password", re.compile(r"(?<=://)[^/\s:@'\"*]*:[^/\s'\"]+(?=@)")),
-    _Rule("a password", re.compile(r"(?<=https://)[^/\s:@'\"*]+(?=@)")),
-)
-_HOMES: Final = (
-    _Rule(
-        "a home path",
-        re.compile(
-            r"(?<![\w.-])(/home/|/Users/|[A-Z]:\\{1,2}Users\\{1,2})[^/\\\s\"'<>][^/\\\s\"'<>:,;)]*"
-        ),
-        rf"\1{USER}",
-    ),
-    _Rule("a home path", re.compile(r"(?<![\w.-])/root/(?=\S)"), "/root/"),
-)
-"""Of anybody. Whose home is ``/root`` is no secret, but a path that nobody else has."""
 
 _COMMON_NAMES: Final = (
     *("admin", "debian", "docker", "jovyan", "localhost", "runner", "ubuntu", "vagrant"),
@@ -92,13 +38,13 @@ _COMMON_NAMES: Final = (
 """Names of users and machines that say nothing about anybody."""
 _SHORTEST_NAME: Final = 6
 """Shorter names of users and machines ("user", "root", "model") are folders everywhere."""
-_SHORTEST_SECRET: Final = 6
+_SHORTEST_SECRET: Final = 10
 _LONGEST_PATH: Final = 4096
 
-_TOKEN_VARIABLES: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SECRET_VARIABLE: Final = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)$")
 _BETWEEN_WORDS: Final = re.compile(r"[\s\"'<>|,;()\[\]{}=`]")
-_ABSOLUTE: Final = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|file:|(?i:%2f)")
+_ABSOLUTE: Final = re.compile(r"[/~\\]|\.\.[/\\]|[A-Za-z]:[/\\]|file:|(?i:%2f)")
+_NEVER: Final = re.compile(r"(?!)")
 
 
 @dataclass(frozen=True)
@@ -110,13 +56,13 @@ class Private:
     secrets
         Tokens and passwords in use, hidden wherever they are.
     folders
-        Paths of this machine, and what stands for each.
+        Paths of this machine, shown as ``~``.
     names
         Of user and machine: the name, what it is, and what stands for it.
     """
 
     secrets: tuple[str, ...] = ()
-    folders: tuple[tuple[str, str], ...] = ()
+    folders: tuple[str, ...] = ()
     names: tuple[tuple[str, str, str], ...] = ()
 
     @classmethod
@@ -124,7 +70,7 @@ class Private:
         """Gather what is known now of this machine and its user."""
         return cls(
             secrets=(*secrets_of_the_environment(), *_stored_tokens()),
-            folders=tuple((home, HOME) for home in _homes()),
+            folders=tuple(_homes()),
             names=names_of_this_machine(),
         )
 
@@ -133,71 +79,80 @@ class Private:
 
         Examples
         --------
-        >>> private = Private(folders=(("/data/ada", "~"),), names=(("lovelace", "", "<user>"),))
+        >>> private = Private(folders=("/data/ada",), names=(("lovelace", "", "$USER"),))
         >>> private.hidden("lovelace keeps hers in /data/ada/acts and in /scratch/lovelace")
-        'lovelace keeps hers in ~/acts and in /scratch/<user>'
+        'lovelace keeps hers in ~/acts and in /scratch/$USER'
         """
-        for secret in self.secrets:
-            text = text.replace(secret, HIDDEN)
-        text = without_credentials(text)
-        for path, shown in self.folders:
-            for spelling, instead in _spellings(path, shown):
-                if spelling in text:
-                    text = _whole_path(spelling).sub(lambda _, instead=instead: instead, text)
-        for rule in _HOMES:
+        if not self._hints.search(text.casefold()):
+            return text
+        text = self.without_secrets(text)
+        text = self._folders.sub(HOME, text)
+        for rule in HOMES:
             text = rule.pattern.sub(rule.shown, text)
         for name, _, shown in self.names:
-            text = _replaced(text, list(_places(text, name)), shown)
+            text = _replaced(text, _places(text, name), shown)
         return text
+
+    def without_secrets(self, text: str) -> str:
+        """Return a text without secrets of any kind, but with its places and names."""
+        return without_credentials(self._secrets.sub(HIDDEN, text))
 
     def found_in(self, text: str) -> str | None:
         """Return what a text tells that it must not, in words that do not tell it, or None."""
-        for rule in (*_CREDENTIALS, *_HOMES):
+        for rule in (*CREDENTIALS, *HOMES):
             if rule.pattern.search(text):
                 return rule.what
-        if any(secret in text for secret in self.secrets):
+        if self._secrets.search(text):
             return "an access token"
-        for path, shown in self.folders:
-            for spelling, _ in _spellings(path, shown):
-                if spelling in text and _whole_path(spelling).search(text):
-                    return "a path of this machine"
-        return next(
-            (what for name, what, _ in self.names if next(_places(text, name), None) is not None),
-            None,
-        )
+        if self._folders.search(text):
+            return "a path of this machine"
+        return next((what for name, what, _ in self.names if any(_places(text, name))), None)
 
+    @cached_property
+    def _hints(self) -> re.Pattern[str]:
+        """What is in every text that has anything to hide, and in few others; in small letters."""
+        own = (*self.secrets, *self.folders, *(name for name, *_ in self.names))
+        spelled = {re.escape(each.casefold()) for text in own for each in _spellings(text)}
+        return re.compile("|".join((*(rule.hint for rule in (*CREDENTIALS, *HOMES)), *spelled)))
 
-def without_credentials(text: str) -> str:
-    """Return a text without what opens something by its mere form: tokens, keys, passwords.
+    @cached_property
+    def _secrets(self) -> re.Pattern[str]:
+        return _any_of(self.secrets, behind=r"(?![^\W_])", before=r"(?<![^\W_])")
 
-    Examples
-    --------
-    >>> without_credentials("https://ada:enchantress@example.org/x?token=1842&page=2")
-    'https://***@example.org/x?token=***&page=2'
-    """
-    for rule in _CREDENTIALS:
-        text = rule.pattern.sub(rule.shown, text)
-    return text
+    @cached_property
+    def _folders(self) -> re.Pattern[str]:
+        """The folders, where they are not just a part of another name."""
+        return _any_of(self.folders, behind=r"(?![\w-]|\.\w)", before=r"(?<![\w.-])")
 
 
 def without_secrets(text: str) -> str:
     """Return a text without credentials, and without the secrets of the environment."""
-    for secret in secrets_of_the_environment():
-        text = text.replace(secret, HIDDEN)
-    return without_credentials(text)
+    return Private(secrets=secrets_of_the_environment()).without_secrets(text)
+
+
+def is_secret(value: str) -> bool:
+    """Whether a value that is called a secret can be hidden wherever it stands.
+
+    Only what no word, number or name of ours is like: ten characters or more in one piece, letters
+    and digits among them. Hiding other values would spoil honest text.
+
+    Examples
+    --------
+    >>> is_secret("open-sesame-1"), is_secret("statements"), is_secret("1512099333")
+    (True, False, False)
+    """
+    return (
+        len(value) >= _SHORTEST_SECRET
+        and not any(map(str.isspace, value))
+        and any(map(str.isdigit, value))
+        and any(map(str.isalpha, value))
+    )
 
 
 def secrets_of_the_environment(variables: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the values of variables that are named as secrets are, longest first.
-
-    Words and short values are none: hiding those would hide half a message.
-    """
-    found = {
-        value.strip()
-        for name, value in variables.items()
-        if name in _TOKEN_VARIABLES or (_SECRET_VARIABLE.search(name) and not value.isalpha())
-    }
-    return tuple(sorted(filter(_is_long_enough, found), key=len, reverse=True))
+    """Return the values of variables that are named as secrets are, longest first."""
+    found = {value.strip() for name, value in variables.items() if _SECRET_VARIABLE.search(name)}
+    return tuple(sorted(filter(is_secret, found), key=len, reverse=True))
 
 
 def names_of_this_machine() -> tuple[tuple[str, str, str], ...]:
@@ -246,56 +201,64 @@ def _stored_tokens() -> Iterator[str]:
         with suppress(OSError, UnicodeDecodeError):
             for line in Path(file).read_text(encoding="utf-8").splitlines():
                 token = line.rpartition("=")[2].strip()
-                if _is_long_enough(token) and not line.startswith("["):
+                if is_secret(token) and not line.startswith("["):
                     yield token
 
 
-def _is_long_enough(secret: str) -> bool:
-    return len(secret) >= _SHORTEST_SECRET
-
-
-def _spellings(path: str, shown: str) -> Iterable[tuple[str, str]]:
-    """Return how a path is written in texts, addresses, JSON and Python, and what is shown."""
+def _spellings(text: str) -> set[str]:
+    """Return how a path or a secret is written in texts, addresses, JSON and Python."""
     return {
-        path: shown,
-        quote(path): shown,
-        quote(path, safe=""): shown,
-        json.dumps(path)[1:-1]: shown,
-        path.replace("/", "\\/"): shown,
-        path.replace("\\", "\\\\"): shown,
-        path.replace("/", "\\"): shown,
-    }.items()
+        text,
+        quote(text),
+        quote(text, safe=""),
+        json.dumps(text)[1:-1],
+        text.replace("/", "\\/"),
+        text.replace("\\", "\\\\"),
+        text.replace("/", "\\"),
+    }
 
 
-def _whole_path(path: str) -> re.Pattern[str]:
-    """Return the pattern of a path that is not just a part of another name."""
-    return re.compile(rf"(?:(?<![\w.-])|(?<=\\[nrt])){re.escape(path)}(?![\w-]|\.\w)")
+def _any_of(texts: Iterable[str], *, before: str, behind: str) -> re.Pattern[str]:
+    """Return the pattern of any of some texts, however spelled, between what may be around it."""
+    spelled = sorted({each for text in texts for each in _spellings(text)}, key=len, reverse=True)
+    if not spelled:
+        return _NEVER
+    before = rf"(?:{before}|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{{2}}))"
+    return re.compile(rf"{before}(?:{'|'.join(map(re.escape, spelled))}){behind}")
 
 
 def _places(text: str, name: str) -> Iterator[tuple[int, int]]:
     """Yield where a name stands in a path or an address, not as a word."""
-    start = text.find(name)
-    while start >= 0:
+    word = end = 0
+    while (start := text.find(name, end)) >= 0:
+        between = _BETWEEN_WORDS.split(text[end:start])
+        if len(between) > 1:
+            word = start - len(between[-1])
         end = start + len(name)
-        if _tells(text[max(0, start - _LONGEST_PATH) : start], text[end : end + 1]):
+        if _tells(text, word, start, end):
             yield start, end
-        start = text.find(name, end)
 
 
-def _tells(before: str, after: str) -> bool:
-    """Whether a name between two texts is part of a path on a disk, or of an address."""
-    ahead = _BETWEEN_WORDS.split(before)[-1]
-    if (before[-1:].isalnum() and not ahead.lower().endswith("%2f")) or after.isalnum():
+def _tells(text: str, word: int, start: int, end: int) -> bool:
+    """Whether a name, in a word that begins at `word`, is part of a path or of an address."""
+    after = text[end : end + 1]
+    glued = text[start - 1 : start].isalnum() and text[start - 3 : start].lower() != "%2f"
+    if glued or after.isalnum():
         return False
-    if after == "@" or ahead.endswith(("@", "//", "\\\\")) or before.endswith(("host='", 'host="')):
+    if after == "@" or text.endswith(("@", "//", "\\\\"), word, start):
         return True
-    if "://" in ahead and "file://" not in ahead:
+    if text.endswith(("host='", 'host="'), 0, start):
+        return True
+    scheme = text.find("://", word, min(start, word + _LONGEST_PATH))
+    if scheme >= 0 and not text.endswith("file", word, scheme):
         return False  # a name in the path of a public address belongs to that address
-    within = ahead.endswith(("/", "\\")) and after in ("/", "\\")
-    return within or _ABSOLUTE.match(ahead) is not None
+    return _ABSOLUTE.match(text, word, start) is not None
 
 
-def _replaced(text: str, places: list[tuple[int, int]], shown: str) -> str:
-    for start, end in reversed(places):
-        text = f"{text[:start]}{shown}{text[end:]}"
-    return text
+def _replaced(text: str, places: Iterable[tuple[int, int]], shown: str) -> str:
+    pieces: list[str] = []
+    behind = 0
+    for start, end in places:
+        pieces += (text[behind:start], shown)
+        behind = end
+    return "".join((*pieces, text[behind:]))

@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from ptmech._text import shortened, visible
-from ptmech.alignment import named_uid, row_uid
-from ptmech.errors import AlignmentError, DataError, FormatError, first_line
+from ptmech.alignment import named_uid, row_uids
+from ptmech.errors import AlignmentError, FormatError, first_line
 
 STATEMENTS: Final = "tables/statements.parquet"
 
@@ -139,7 +140,7 @@ def fitted(
             raise FormatError(f"{where} lacks the column {name!r}; build it again")
     found = [_typed(frame[name], kind, where) for name, kind in columns.items()]
     for column in found:
-        if problem := _problem(column, values.get(column.name, GIVEN)):
+        if problem := problem_of(column, values.get(column.name, GIVEN)):
             raise FormatError(f"{where}: column {column.name!r} {problem}")
     return pl.DataFrame(found)
 
@@ -155,12 +156,13 @@ def statements_of(frame: pl.DataFrame, where: str) -> pl.DataFrame:
         A row's id is not that of its dataset, source and text: one of them was edited.
     """
     table = fitted(frame, where, STATEMENT_COLUMNS, STATEMENT_VALUES)
-    rows = table.select("row_uid", "dataset", "source_id", "text").iter_rows()
-    edited = [(number, *row) for number, row in enumerate(rows) if not _is_its_own(*row)]
-    if edited:
-        number, uid, _, source_id, text = edited[0]
+    own = row_uids(table["dataset"], table["source_id"], table["text"])
+    edited = np.flatnonzero((table["row_uid"].to_numpy() != own) | (own == 0))
+    if edited.size:
+        number = int(edited[0])
+        uid, source_id, text = table.select("row_uid", "source_id", "text").row(number)
         raise AlignmentError(
-            f"{where}: {len(edited)} of {table.height} rows are not those of their row_uid, first "
+            f"{where}: {edited.size} of {table.height} rows are not those of their row_uid, first "
             f"row {number}: {named_uid(uid)} ({shortened(source_id)!r}, {shortened(text)!r}); "
             "build it again"
         )
@@ -217,8 +219,11 @@ def _typed(column: pl.Series, kind: Any, where: str) -> pl.Series:
         raise FormatError(f"{where}: column {column.name!r} holds no {kind}: {reason}") from error
 
 
-def _problem(column: pl.Series, allowed: Values) -> str | None:
-    """Say what is wrong with a column, or nothing."""
+def problem_of(column: pl.Series, allowed: Values) -> str | None:
+    """Say what is wrong with the values of a column, or nothing.
+
+    The one place that judges them: for whoever reads a table, and for ``ptmech verify``.
+    """
     within = column
     lacking = column.null_count()
     if isinstance(column.dtype, pl.List):
@@ -234,7 +239,7 @@ def _problem(column: pl.Series, allowed: Values) -> str | None:
         present = present.drop_nans()
     if allowed.among is not None:
         strangers = present.filter(~present.is_in(list(allowed.among)))
-        known = ", ".join(map(repr, sorted(allowed.among)))
+        known = shortened(", ".join(map(repr, sorted(allowed.among))), 200)
         return f"holds {_shown(strangers)}, not one of {known}" if len(strangers) else None
     if present.dtype.is_numeric():
         low, high = allowed.lowest - ROUNDING, allowed.highest + ROUNDING
@@ -252,10 +257,3 @@ def _bounds(allowed: Values) -> str:
     if math.isinf(high):
         return f"less than {low}"
     return f"more than {high}" if math.isinf(low) else f"not a value from {low} to {high}"
-
-
-def _is_its_own(uid: int, dataset: str, source_id: str, text: str) -> bool:
-    try:
-        return uid == row_uid(dataset, source_id, text)
-    except DataError:  # a separator within a field: no row has an id like that
-        return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
-from ptmech._schemas import OPTIONAL, Values, fitted
+from ptmech._schemas import AT_LEAST_NONE, GIVEN, PAST, Values, fitted
 from ptmech.artifact import Artifact
 from ptmech.errors import NotStoredError
 from ptmech.manifest import Stage
@@ -68,8 +69,7 @@ def read_table(
     artifact, stage, table, columns
         As for :func:`stacked`.
     values
-        What may stand in the columns. What any table says of stages, layers and neurons has to be
-        of this artifact, and need not be named.
+        What may stand in the columns; see :func:`score_values`.
 
     Raises
     ------
@@ -79,7 +79,27 @@ def read_table(
         It does not fit its columns.
     """
     path = _path(stage, table)
-    return fitted(artifact.table(path), path, columns, {**_places(artifact, stage), **values})
+    return fitted(artifact.table(path), path, columns, score_values(artifact, stage, values))
+
+
+def score_values(
+    artifact: Artifact, stage: Stage, values: Mapping[str, Values]
+) -> Mapping[str, Values]:
+    """Say what may stand in the columns of one stage's score table.
+
+    Parameters
+    ----------
+    artifact, stage
+        As for :func:`read_table`.
+    values
+        What the table itself says. Stages, datasets, layers, positions and neurons have to be of
+        this artifact; of these it only says which may be missing.
+    """
+    places = {
+        name: replace(place, missing=values.get(name, GIVEN).missing)
+        for name, place in _places(artifact, stage).items()
+    }
+    return {**values, **places}
 
 
 def _path(stage: Stage, table: str) -> str:
@@ -87,14 +107,16 @@ def _path(stage: Stage, table: str) -> str:
 
 
 def _places(artifact: Artifact, stage: Stage) -> Mapping[str, Values]:
-    """Say which stages, layers and neurons there are for a table of one stage."""
-    last = max(each.n_layers for each in artifact.manifest.stages) - 1
-    neurons = OPTIONAL if stage.d_mlp is None else Values(0, stage.d_mlp - 1, missing=True)
+    """Say which stages, datasets, layers, positions and neurons a table may name."""
+    manifest = artifact.manifest
+    layers = Values(0, max(each.n_layers for each in manifest.stages) - 1)
+    harmful = manifest.dataset(manifest.defaults.harmful)
     return {
         "stage": Values(among=(stage.name,)),
         "dataset": Values(among=artifact.datasets),
-        "direction_stage": Values(among=artifact.stages, missing=True),
-        "layer": Values(0, last, missing=True),
-        "layers": Values(0, last),
-        "neuron": neurons,
+        "direction_stage": Values(among=artifact.stages),
+        "layer": layers,
+        "layers": layers,
+        "position": PAST if harmful is None else Values(among=harmful.positions),
+        "neuron": AT_LEAST_NONE if stage.d_mlp is None else Values(0, stage.d_mlp - 1),
     }

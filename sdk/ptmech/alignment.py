@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -54,6 +54,26 @@ def row_uid(dataset: str, source_id: str, text: str) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(fields).encode()).digest()[:8], "big")
 
 
+def row_uids(
+    datasets: Iterable[str], source_ids: Iterable[str], texts: Iterable[str]
+) -> NDArray[np.uint64]:
+    """Compute the identities of many rows; see :func:`row_uid`.
+
+    Returns
+    -------
+    numpy.ndarray
+        [rows] uint64; 0 where a field contains the separator: no row has an id like that.
+    """
+    sha256, normal = hashlib.sha256, unicodedata.normalize
+    digests: list[bytes] = []
+    for dataset, source_id, text in zip(datasets, source_ids, texts, strict=True):
+        spelled = text if text.isascii() else normal("NFC", text)
+        joined = f"{dataset}\0{source_id}\0{spelled}"
+        sound = joined.count("\0") == 2
+        digests.append(sha256(joined.encode()).digest()[:8] if sound else bytes(8))
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+
+
 @dataclass(frozen=True)
 class Difference:
     """The first place at which two sequences of rows are not the same.
@@ -87,6 +107,10 @@ class Alignment:
         Rows that stand there again.
     moved
         Rows both have that stand in another order.
+    unlisted : array of shape [unlisted], uint64
+        Rows both have that are not among those to be joined, and so are not kept.
+    absent
+        Rows that were to be joined and neither side has.
     total
         Different rows of both sides, and of those that were to be joined.
     row_uids : array of shape [kept], uint64
@@ -106,6 +130,8 @@ class Alignment:
     doubled_left: int
     doubled_right: int
     moved: int
+    unlisted: NDArray[np.uint64]
+    absent: int
     total: int
     row_uids: NDArray[np.uint64]
     left: NDArray[np.intp]
@@ -119,11 +145,14 @@ class Alignment:
 
     def __str__(self) -> str:
         left, right = self.names
+        listed = ""
+        if self.unlisted.size or self.absent:
+            listed = f", {self.unlisted.size} not listed, {self.absent} listed and in neither"
         return (
             f"{self.row_uids.size} of {self.total} rows in {left} and {right} "
             f"({self.n_left} against {self.n_right}; {self.missing_left} missing in {left}, "
             f"{self.missing_right} missing in {right}, {self.doubled_left} doubled in {left}, "
-            f"{self.doubled_right} doubled in {right}, {self.moved} in another order)"
+            f"{self.doubled_right} doubled in {right}, {self.moved} in another order{listed})"
         )
 
 
@@ -140,6 +169,7 @@ def join_rows(
     among: RowUids | None = None,
     names: tuple[str, str] = ("left", "right"),
     what: str = "join_rows",
+    way_out: str = "on_mismatch='intersect'",
     describe: Callable[[int], str] = named_uid,
 ) -> Alignment:
     """Find the rows that two sides share.
@@ -156,6 +186,8 @@ def join_rows(
         Only these rows are kept, in this order; all in the order of the left side if None.
     names, what
         What the sides are called, and what is joined, for messages.
+    way_out
+        How the caller asks for the rows both have, for messages.
     describe
         Names a row in messages.
 
@@ -188,7 +220,7 @@ def join_rows(
         )
         raise AlignmentError(
             f"{what}: {alignment}, first at row {first.row}: {here} in {names[0]}, {there} in "
-            f"{names[1]}; build both again, or take the rows both have: on_mismatch='intersect'"
+            f"{names[1]}; build both again, or take the rows both have: {way_out}"
         )
     return alignment
 
@@ -318,14 +350,16 @@ def _joined(
     )
     in_left, in_right = left_places[at_left], right_places[at_right]
     total = left_rows.size + right_rows.size - shared.size
-    kept = np.argsort(in_left)
+    kept, unlisted, absent = np.argsort(in_left), shared[:0], 0
     if among is not None:
         listed, listed_places = np.unique(among, return_index=True)
         _, of_shared, of_listed = np.intersect1d(
             shared, listed, assume_unique=True, return_indices=True
         )
         kept = of_shared[np.argsort(listed_places[of_listed])]
-        total = np.unique(np.concatenate([left_rows, right_rows, listed])).size
+        unlisted = np.delete(shared, of_shared)
+        absent = int(np.count_nonzero(~(np.isin(listed, left_rows) | np.isin(listed, right_rows))))
+        total += absent
     ranks = (np.argsort(np.argsort(places)) for places in (in_left, in_right))
     return Alignment(
         names=names,
@@ -336,6 +370,8 @@ def _joined(
         doubled_left=left.size - left_rows.size,
         doubled_right=right.size - right_rows.size,
         moved=int(np.count_nonzero(np.not_equal(*ranks))),
+        unlisted=unlisted,
+        absent=absent,
         total=total,
         row_uids=shared[kept],
         left=in_left[kept],

@@ -42,6 +42,7 @@ from ptmech.storage import (
     read_tensors,
 )
 from ptmech.storage.tables import MAX_ROWS
+from ptmech.storage.tensors import ADAPTERS, OURS
 from ptmech.storage.verified import MAX_READ_BYTES
 
 
@@ -397,7 +398,9 @@ class Artifact:
 
     def tensors(self, path: str) -> dict[str, np.ndarray]:
         """Map a safetensors file that is not activations, by its path."""
-        return read_tensors(self._files.path(self._require_extra(path)))
+        entry = self._require_extra(path)
+        bounds = ADAPTERS if entry.kind == "adapter" else OURS
+        return read_tensors(self._files.path(entry), bounds=bounds)
 
     def part(self, dataset: str, stage: str) -> Part:
         """Return the part manifest of one dataset at one stage.

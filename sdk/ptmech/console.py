@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TextIO
 
 import polars as pl
 import typer
@@ -13,6 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ptmech._output import Discreet
+from ptmech._privacy import Private
 from ptmech._text import is_plain, visible
 from ptmech.results import Result
 
@@ -23,15 +26,22 @@ WIDTH: Final = 200
 def print_json(payload: Mapping[str, Any]) -> None:
     """Print one JSON document: frames as lists of objects, NaN and infinities as null.
 
-    Letters of all scripts stay as they are; what a terminal would obey is escaped, as JSON can.
+    What is private is hidden within each text, where it cannot break the document; numbers and all
+    other texts are those of the payload. Letters of all scripts stay as they are, where the stream
+    has them; what a terminal would obey is escaped, as JSON can.
     """
-    document = json.dumps(_plain(payload), ensure_ascii=False, allow_nan=False)
+    hidden = Private.of_this_machine().hidden
+    plain = _plain(payload, hidden)
+    stream = sys.stdout.beneath() if isinstance(sys.stdout, Discreet) else sys.stdout
+    document = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    if not _has_letters_of(document, stream):
+        document = json.dumps(plain, allow_nan=False)
     if not is_plain(document):
         document = "".join(
             character if is_plain(character) else f"\\u{ord(character):04x}"
             for character in document
         )
-    typer.echo(document)
+    typer.echo(document, file=stream)
 
 
 def result_payload(result: Result) -> dict[str, Any]:
@@ -101,17 +111,31 @@ def cell(value: object) -> str:
             return visible(str(value))
 
 
-def _plain(value: Any) -> Any:
+def _has_letters_of(text: str, stream: TextIO | None) -> bool:
+    """Whether a stream can write a text; there may be none."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(value: Any, hidden: Callable[[str], str]) -> Any:
     match value:
         case pl.DataFrame():
-            return [_plain(row) for row in value.iter_rows(named=True)]
+            return [_plain(row, hidden) for row in value.iter_rows(named=True)]
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case str() | None:
-            return value
+            shown: dict[str, Any] = {}
+            for key, item in value.items():
+                name = hidden(str(key))
+                # Two keys that both are hidden stay two.
+                shown[f"{name} {len(shown)}" if name in shown else name] = _plain(item, hidden)
+            return shown
+        case str():
+            return hidden(value)
         case float() if not math.isfinite(value):
             return None
         case Sequence():
-            return [_plain(item) for item in value]
+            return [_plain(item, hidden) for item in value]
         case _:
             return value

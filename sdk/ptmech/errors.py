@@ -79,6 +79,20 @@ class IntegrityError(PtmechError, OSError):
     """Bytes that differ from what the manifest promises."""
 
 
+class StrayLinkError(IntegrityError):
+    """A link by which a path of the artifact leads out of its folder.
+
+    Attributes
+    ----------
+    link
+        Where it is, below the artifact: the path itself, or a folder above it.
+    """
+
+    def __init__(self, *details: object, link: str = "") -> None:
+        super().__init__(*details)
+        self.link = link
+
+
 class StorageError(PtmechError, OSError):
     """A disk that refuses: full, read-only, out of handles, closed to this user, broken."""
 

@@ -13,6 +13,7 @@ says is checked against the rest of it, so that readers need not wonder.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -28,7 +29,7 @@ from pydantic import (
 
 from ptmech._json import MAX_JSON_BYTES, fitting, parse_json
 from ptmech._paths import is_device, plain_path, require_apart
-from ptmech._text import is_plain
+from ptmech._text import is_plain, shortened
 from ptmech.errors import FormatError
 from ptmech.model_sources import PublicModel
 
@@ -40,6 +41,8 @@ MANIFEST = "manifest.json"
 MAX_FILES = 100_000
 """Of one list: more than the Hub takes of a whole repository."""
 MAX_LAYERS = 1024
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 Quantisation = Literal["8bit", "4bit"]
@@ -93,6 +96,15 @@ def _in_the_vocabulary(site: str) -> str:
     return site
 
 
+def _a_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{shortened(name, 70)!r} is no name: lower-case letters, digits and _, "
+            "64 at most and the first a letter"
+        )
+    return name
+
+
 def _no_device(name: str) -> str:
     if is_device(name):
         raise ValueError(f"{name!r} is a device on Windows, where no folder can have this name")
@@ -115,7 +127,7 @@ def _at_most(most: int, *, least: int = 0) -> Any:
     return Field(min_length=least, max_length=most, fail_fast=True)
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$"), AfterValidator(_no_device)]
+Name = Annotated[str, AfterValidator(_a_name), AfterValidator(_no_device)]
 Line = Annotated[str, Field(max_length=2000), AfterValidator(_one_line)]
 Text = Annotated[str, Field(max_length=100_000)]
 Site = Annotated[str, AfterValidator(_in_the_vocabulary)]

@@ -13,6 +13,7 @@ from ptmech.alignment import (
     Alignment,
     OnMismatch,
     join_rows,
+    named_uid,
     places_of,
     require_equal_copies,
     require_same_rows,
@@ -32,7 +33,8 @@ class Pair:
     :class:`~ptmech.errors.AlignmentWarning` says once a dataset how many were left out. Which rows
     these are is settled by the first files that are read of a dataset; all others must hold them.
     A row that a file holds twice is taken once if both copies are the same, bit for bit, and
-    refused if they are not, because nothing says which one is right.
+    refused if they are not, because nothing says which one is right. Where no row is left, that is
+    an :class:`~ptmech.errors.AlignmentError` too.
 
     Raises
     ------
@@ -191,6 +193,7 @@ class Pair:
             among=uids,
             names=(self.earlier, self.later),
             what=dataset,
+            way_out=f"artifact.pair({self.earlier!r}, {self.later!r}, on_mismatch='intersect')",
             describe=self.artifact.row_name,
         )
         require_same_rows(uids, earlier, f"{dataset} at both stages", self.artifact.row_name)
@@ -212,10 +215,15 @@ class Pair:
             names=(self.earlier, self.later),
             what=dataset,
         )
+        if not alignment.row_uids.size:
+            raise AlignmentError(
+                f"{dataset}: stages {self.earlier!r} and {self.later!r} have no row in common "
+                f"that the table of statements has ({_reasons(alignment)}); build both again"
+            )
         if alignment.left_out:
             warnings.warn(
-                f"{dataset}: {alignment.left_out} of {alignment.total} rows are left out, because "
-                f"not both stages have them; kept: {alignment}",
+                f"{dataset}: {alignment.left_out} of {alignment.total} rows are left out "
+                f"({_reasons(alignment)}); kept: {alignment}",
                 AlignmentWarning,
                 stacklevel=4,
             )
@@ -233,6 +241,19 @@ def _rows(
         return values
     require_equal_copies(uids, values, what)
     return values[places_of(kept, uids, what)]
+
+
+def _reasons(alignment: Alignment) -> str:
+    """Count the rows that are not kept by what they lack."""
+    one_sided = alignment.missing_left + alignment.missing_right
+    unlisted = alignment.unlisted
+    counted = [
+        (one_sided, "that not both stages have"),
+        (unlisted.size, "not in the table of statements"),
+        (alignment.absent, "of the table that neither stage has"),
+    ]
+    first = f", the first {named_uid(int(unlisted[0]))}" if unlisted.size else ""
+    return ", ".join(f"{count} {what}" for count, what in counted if count) + first
 
 
 def _once(statements: pl.DataFrame, dataset: str) -> pl.DataFrame:

@@ -96,7 +96,12 @@ def verify_deep(
     Each stage is opened at its pinned revision, its weights and tokenizer checked by digest. Of
     every block of rows some are rendered, tokenised and run again, alone and unbatched, by plain
     transformers, and every stored site, layer and position is compared; so are the statistics of
-    the unembedding and of sampled neurons of the last MLP.
+    the unembedding and of sampled neurons of the last MLP, of every stage that stores them.
+
+    Scores and causal traces are not measured again: they are averages over many runs, as costly as
+    the build. That ``refusal``, ``knowledge``, ``truth`` and ``confidence`` say what the models do
+    rests on their sha256 and on the checks of :func:`verify`; ``unchecked`` of the result names
+    what was left out.
 
     Parameters
     ----------
@@ -116,7 +121,8 @@ def verify_deep(
     Returns
     -------
     Recomputation
-        Its ``faults``, the stages that could not be opened and why, and how much was recomputed.
+        Its ``faults``, the stages that could not be opened and why, how much was recomputed, and
+        what was not.
 
     Raises
     ------

@@ -20,6 +20,7 @@ from tests.tiny import (
     write_dataset,
 )
 
+import ptmech_builder.plan
 from ptmech.errors import CardError, DataError
 from ptmech_builder.plan import Plan
 from ptmech_builder.units import TableUnit
@@ -308,3 +309,11 @@ def test_models_are_found_from_the_card_s_folder(
     recipe["stages"][0]["model"]["path"] = "weights"
     monkeypatch.chdir(tmp_path)
     assert len(plan_of(card_in(tmp_path, recipe)).stages) == 2
+
+
+def test_more_rows_than_can_be_read_are_refused_before_a_model_runs(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptmech_builder.plan, "MAX_ROWS", 40)
+    with pytest.raises(DataError, match="46 rows are more than one artifact holds, 40"):
+        plan_of(card_in(tmp_path, recipe))

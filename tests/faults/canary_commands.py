@@ -88,7 +88,6 @@ def noise(*_: Any, **__: Any) -> None:
     logger.removeHandler(handler)
     warnings.warn(secrets_of_a_library().replace("\n", " "), UserWarning, stacklevel=2)
     sys.stdout.write(secrets_of_a_library().splitlines()[0] + "\n")
-    sys.stdout.buffer.write(secrets_of_a_library().splitlines()[0].encode() + b"\n")
     sys.stderr.write(f"cut in {TOKEN[:9]}")
     sys.stderr.write(f"{TOKEN[9:]} two\n")
     raise DataError(secrets_of_a_library())

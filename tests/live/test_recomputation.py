@@ -105,6 +105,23 @@ def edit_table(root: Path, path: str, change: Callable[[pl.DataFrame], pl.DataFr
 # What is whole
 
 
+def test_what_no_model_was_asked_for_is_said(built: Built, root: Path) -> None:
+    manifest = json.loads((root / MANIFEST).read_bytes())
+    trace = {"path": "traces/a-b/x.zarr/c", "kind": "trace", "unit": "0" * 64}
+    manifest["extras"].append({**trace, "bytes": 0, "sha256": digest(b"")})
+    scores = sum(entry["kind"] == "scores" for entry in manifest["extras"])
+    unembedding = "weights/base/unembedding.safetensors"
+    manifest["extras"] = [entry for entry in manifest["extras"] if entry["path"] != unembedding]
+    (root / MANIFEST).write_text(json.dumps(manifest))
+    folders = dict.fromkeys(("base", "tuned"), built.family.model)
+    unchecked = verify_deep(load(root), rows=1, device="cpu", folders=folders).unchecked
+    assert f"not recomputed: scores ({scores} files of scores/)" in unchecked
+    assert "not recomputed: causal traces (1 files of traces/)" in unchecked
+    assert f"not recomputed: weights/base/neurons.parquet, without {unembedding} beside it" in (
+        unchecked
+    )
+
+
 def test_a_whole_artifact_is_what_its_models_compute(built: Built) -> None:
     report = deep(built, built.root)
     assert (report.faults, report.skipped) == ([], [])
@@ -425,7 +442,8 @@ def test_the_command_says_how_much_it_recomputed(built: Built) -> None:
     where = folders_of(built.family.model)
     result = run("verify", built.root, "--deep", "--rows", 1, "--device", "cpu", *where)
     assert result.exit_code == 0, result.stderr
-    ok, recomputed = result.stdout.splitlines()
+    ok, recomputed, *unchecked = result.stdout.splitlines()
+    assert unchecked == deep(built, built.root, rows=1).unchecked
     assert ok.startswith("ok: ")
     assert recomputed.startswith("recomputed: 8 rows, 60 files")
     assert "worst deviation" in recomputed

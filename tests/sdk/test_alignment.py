@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptmech.alignment import (
@@ -21,6 +23,7 @@ from ptmech.alignment import (
     require_equal_copies,
     require_same_rows,
     row_uid,
+    row_uids,
 )
 from ptmech.artifact import Artifact
 from ptmech.errors import AlignmentError, AlignmentWarning, DataError, UnknownNameError
@@ -401,17 +404,60 @@ def test_a_pair_takes_one_of_two_words(synthetic: Artifact) -> None:
         synthetic.pair("base", "instruct", on_mismatch="drop")  # type: ignore[arg-type]
 
 
-def test_nothing_in_common_is_an_empty_pair(root: Path) -> None:
+def test_nothing_in_common_is_an_error(root: Path) -> None:
     def strangers(held: Tensors) -> Tensors:
         held["row_uid"] += np.uint64(1)
         return held
 
     tamper(root, "instruct", strangers)
     pair = load(root).pair("base", "instruct", on_mismatch="intersect")
-    with pytest.warns(AlignmentWarning, match="160 of 160 rows are left out"):
-        earlier, later = pair.activations(DATASET, layer=1)
-    assert earlier.shape == later.shape == (0, 16)
-    assert pair.labels(DATASET).shape == (0,)
+    for read in (partial(pair.activations, layer=1), pair.labels, pair.alignment):
+        with pytest.raises(AlignmentError, match=r"no row in common .*160 that not both stages"):
+            read(DATASET)
+
+
+def test_a_row_that_only_the_table_lacks_is_counted_and_named(root: Path) -> None:
+    def last_is_another(held: Tensors) -> Tensors:
+        held["row_uid"][-1] = 7
+        return held
+
+    for stage in ("base", "instruct"):
+        tamper(root, stage, last_is_another)
+    pair = load(root).pair("base", "instruct", on_mismatch="intersect")
+    with pytest.warns(AlignmentWarning) as caught:
+        earlier, _ = pair.activations(DATASET, layer=1)
+    assert earlier.shape == (79, 16)
+    said = str(caught[0].message)
+    assert (
+        "2 of 81 rows are left out (1 not in the table of statements, 1 of the table that" in said
+    )
+    assert "the first row_uid 7)" in said
+    assert "not both stages" not in said
+    found = pair.alignment(DATASET)
+    assert (found.unlisted.tolist(), found.absent, found.total) == ([7], 1, 81)
+
+
+def test_the_way_out_can_be_followed(root: Path) -> None:
+    tamper(root, "instruct", rows_of(slice(0, 79)))
+    with pytest.raises(AlignmentError) as caught:
+        load(root).pair("base", "instruct").alignment(DATASET)
+    way_out = str(caught.value).rpartition(": ")[2]
+    assert way_out == "artifact.pair('base', 'instruct', on_mismatch='intersect')"
+    with pytest.warns(AlignmentWarning, match="1 that not both stages have"):
+        assert eval(way_out, {"artifact": load(root)}).alignment(DATASET).row_uids.size == 79
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.text("ab\0é", max_size=3), st.text("x\0", max_size=2),
+                          st.text("e\u0301é한\0 ", max_size=6)), max_size=6))  # fmt: skip
+def test_many_ids_are_those_of_each_row(rows: list[tuple[str, str, str]]) -> None:
+    def alone(dataset: str, source_id: str, text: str) -> int:
+        joined = "\0".join((dataset, source_id, unicodedata.normalize("NFC", text)))
+        digest = hashlib.sha256(joined.encode()).digest()
+        return 0 if joined.count("\0") > 2 else int.from_bytes(digest[:8], "big")
+
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    assert row_uids(*columns).tolist() == [alone(*row) for row in rows]
 
 
 def test_analyses_of_two_stages_join_by_identity(root: Path) -> None:

@@ -58,6 +58,11 @@ def nested(depth: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
 REFUSED = {
     "nothing": (b"", "is not JSON"),
     "cut off": (b'{"a": [1, 2', "is not JSON"),
+    "a pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n",
+        "is a Git LFS pointer, not the file it stands for: git lfs pull",
+    ),
+    "a web page": (b"\n<!doctype html><title>Log in</title>", "is a web page, not JSON"),
     "two documents": (b"{} {}", "is not JSON"),
     "a comment": (b"{} // x", "is not JSON"),
     "not UTF-8": (b'{"a": "\xff"}', "is not JSON"),

@@ -105,10 +105,30 @@ def test_a_hole_inside_a_shard_that_is_padded():
         read_group({**files, "grid/c/0/0": values + bytes(24) + index})
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 3), (4, 3, 3), (1, 1, 1), (9, 7, 2)])
+@pytest.mark.parametrize("chunks", [(1, 4, 3), (2, 2, 1), (4, 4, 3)])
+def test_a_last_shard_may_be_partial(shape, chunks):
+    """Chunks that lie beyond the array are in no shard."""
+    values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    files = group_files({"grid": values}, chunks=chunks, shards=(4, 4, 3))
+    _, arrays = read_group(files)
+    np.testing.assert_array_equal(arrays["grid"], values)
+
+
+def test_a_grid_of_twenty_thousand_pairs():
+    values = np.ones((20_000, 2, 2), np.float32)
+    values[-1] = 7
+    files = group_files({"grid": values}, chunks=(1, 2, 2), shards=(20_000, 2, 2))
+    _, arrays = read_group(files)
+    np.testing.assert_array_equal(arrays["grid"], values)
+
+
 @pytest.mark.parametrize("codec", [ZstdCodec(), GzipCodec(), BloscCodec()])
 def test_compressed_grids_are_refused(codec):
     """What is compressed may expand a thousandfold; no artifact of ours has any such grid."""
-    with pytest.raises(FormatError, match=r"grid/zarr\.json: codecs\.1"):
+    with pytest.raises(
+        FormatError, match=r"grid/zarr\.json: codecs: compressed .*stored as they are"
+    ):
         read_group(group_files({"grid": VALUES}, compressors=[codec]))
     with pytest.raises(FormatError, match=r"grid/zarr\.json: codecs\.0"):
         read_group(
@@ -138,7 +158,7 @@ def test_a_million_chunks_in_a_shard_are_refused_at_once():
     files = group_files({"grid": np.ones(2**20, np.float32)}, chunks=(2**20,), shards=(2**20,))
     node = json.loads(files["grid/zarr.json"])
     node["codecs"][0]["configuration"]["chunk_shape"] = [1]
-    with pytest.raises(FormatError, match="cut into more than 16384 chunks"):
+    with pytest.raises(FormatError, match="cut into more than 65536 chunks"):
         read_group({**files, "grid/zarr.json": json.dumps(node).encode()})
 
 
@@ -170,7 +190,7 @@ def test_too_many_arrays_are_refused():
 
 def test_attributes_are_bounded():
     root = {"zarr_format": 3, "node_type": "group"}
-    long = json.dumps({**root, "attributes": {"text": "x" * 9 * 2**20}}).encode()
+    long = json.dumps({**root, "attributes": {"text": "x" * 17 * 2**20}}).encode()
     with pytest.raises(FormatError, match=r"zarr\.json has \d+ bytes, more than"):
         read_group({"zarr.json": long})
     twice = b'{"zarr_format": 3, "node_type": "group", "attributes": {"a": 1, "a": 2}}'
@@ -196,13 +216,13 @@ def test_values_must_be_finite(bad):
         ({"shape": [5, 4, 0]}, "shape"),
         ({"shape": [5, 4, -3]}, "shape"),
         ({"shape": [10**6, 10**6, 3]}, "larger than"),
-        ({"shape": [5, 4, 10**7]}, "more than 16384 chunks"),
+        ({"shape": [5, 4, 10**7]}, "more than 65536 chunks"),
         ({"shape": [5] * 100}, "shape"),
         ({"shape": [5.5, 4, 3]}, "shape"),
         ({"shape": [True, 4, 3]}, "shape"),
         ({"storage_transformers": [{"name": "x"}]}, "storage_transformers"),
         ({"shape": [5, 8, 3]}, "missing"),
-        ({"codecs": [{"name": "numcodecs.pickle"}]}, "codecs.0"),
+        ({"codecs": [{"name": "numcodecs.pickle"}]}, "codecs: compressed or changed by 'numcodecs"),
         ({"codecs": [{"name": "bytes", "configuration": {"codecs": [{"name": "x"}]}}]}, "codecs"),
         ({"codecs": 3}, "codecs"),
         ({"codecs": []}, "codecs"),

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from tests.synthetic import write_synthetic_artifact
 
+from ptmech import confidence, refusal
 from ptmech._schemas import STATEMENTS
 from ptmech.loading import load
 from ptmech.manifest import MANIFEST, Manifest, Part, canonical_json
@@ -182,6 +183,33 @@ def test_missing_and_truncated_files(root):
     assert "missing" in found[ACTIVATIONS]
     assert "bytes where the manifest promises" in found["scores/base/refusal.parquet"]
     assert "missing" in found["manifests/instruct/cities.json"]
+
+
+@pytest.mark.parametrize("folder", ["acts", "acts/base"])
+def test_a_folder_that_leads_elsewhere_is_one_fault(root, folder):
+    elsewhere = shutil.move(root / folder, root.parent / "elsewhere")
+    (root / folder).symlink_to(elsewhere)
+    (fault,) = verify(load(root))
+    assert fault.path == folder
+    assert "leads out of the artifact by a link" in fault.problem
+
+
+def test_a_pointer_of_git_lfs_is_named(root):
+    (root / ACTIVATIONS).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "git lfs pull" in faults(root)[ACTIVATIONS]
+
+
+def test_an_adapter_for_a_mixture_of_experts_can_be_read(root):
+    path = "adapters/base/adapter_model.safetensors"
+    held = {f"model.experts.{n}.up_proj.lora_A.weight": np.ones(1, np.int16) for n in range(2**14)}
+    data = tensor_bytes(held, {})
+    (root / path).parent.mkdir(parents=True)
+    (root / path).write_bytes(data)
+    entry = {"path": path, "bytes": len(data), "sha256": digest(data), "unit": "0" * 64}
+    edit_manifest(root, lambda manifest: manifest["extras"].append({**entry, "kind": "adapter"}))
+    # The stage was built without one; that it can be read is what counts here.
+    assert faults(root) == {path: "is not the adapter that stage 'base' was built with"}
+    assert len(load(root).tensors(path)) == 2**14
 
 
 def test_a_damaged_table_of_statements_is_one_fault(root):
@@ -372,10 +400,11 @@ def test_files_of_a_part_that_are_wrong_alike_are_one_fault(root):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (pl.lit(None, pl.String).alias("text"), "column 'text' lacks 680 of 680 values"),
+        (pl.lit(None, pl.String).alias("text"), "column 'text' lacks 680 of its 680 values"),
         (pl.col("row").cast(pl.Int64), "column 'row' is of type Int64 where it should be Int32"),
-        (pl.lit(2, pl.Int8).alias("label"), "80 statements of cities are neither true nor false"),
-        (pl.lit(0, pl.Int8).alias("polarity"), "neither affirmed nor negated"),
+        (pl.lit(2, pl.Int8).alias("label"), "column 'label' holds 2, not one of 0, 1"),
+        (pl.lit(None, pl.Int8).alias("label"), "80 statements of cities are neither true nor"),
+        (pl.lit(0, pl.Int8).alias("polarity"), "column 'polarity' holds 0, not one of -1, 1"),
         (
             pl.col("dataset").replace({"facts": "fiction"}),
             "80 rows of 'fiction', which is no dataset",
@@ -427,14 +456,17 @@ UNEMBEDDING = "weights/base/unembedding.safetensors"
     [
         (lambda table: table.head(63), "has 63 neurons where the last MLP has 64"),
         (lambda table: table.reverse(), "not numbered from 0 in their order"),
-        (lambda table: table.with_columns(norm=-pl.col("norm")), "is below 0"),
-        (lambda table: table.with_columns(null_space_fraction=1.5), "above 1"),
+        (lambda table: table.with_columns(norm=-pl.col("norm")), "column 'norm' holds"),
+        (
+            lambda table: table.with_columns(null_space_fraction=1.5),
+            "'null_space_fraction' holds 1.5, not a value from 0 to 1",
+        ),
         (lambda table: table.with_columns(norm=pl.lit(float("nan"))), "64 values that are not fin"),
         (lambda table: table.drop("logit_variance_raw"), "lacks the column 'logit_variance_raw'"),
         (lambda table: table.with_columns(pl.col("norm").cast(pl.Float32)), "of type Float32"),
         (
             lambda table: table.with_columns(norm=pl.lit(None, pl.Float64)),
-            "column 'norm' lacks 64 of 64",
+            "column 'norm' lacks 64 of its 64",
         ),
     ],
 )
@@ -469,17 +501,43 @@ def test_an_unembedding_that_cannot_be(root, change, words):
     [
         ("refusal", pl.col("refusals") + 1, "9 rates are not what their counts make them"),
         ("refusal", pl.lit(1.0).alias("low"), "rates are not what"),
-        ("refusal", pl.lit("basic").alias("stage"), "column 'stage' names 'basic'"),
-        ("refusal", pl.lit(None, pl.Float64).alias("refusal_rate"), "'refusal_rate' lacks 9 of 9"),
-        ("refusal", pl.lit(99).alias("layer"), "column 'layer' names 99"),
+        (
+            "refusal",
+            pl.lit("basic").alias("stage"),
+            "column 'stage' holds 'basic', not one of 'base'",
+        ),
+        (
+            "refusal",
+            pl.lit(None, pl.Float64).alias("refusal_rate"),
+            "'refusal_rate' lacks 9 of its",
+        ),
+        ("refusal", pl.lit(99).alias("layer"), "column 'layer' holds 99, not a value from 0 to 3"),
         ("completions", pl.lit(7, pl.UInt64).alias("row_uid"), "are of no row of 'harmful', first"),
-        ("completions", pl.lit("harm").alias("prompts"), "column 'prompts' names 'harm'"),
-        ("truth", pl.lit("towns").alias("dataset"), "column 'dataset' names 'towns'"),
+        (
+            "completions",
+            pl.lit("harm").alias("prompts"),
+            "'prompts' holds 'harm', not one of 'harmful'",
+        ),
+        ("truth", pl.lit("towns").alias("dataset"), "column 'dataset' holds 'towns'"),
         ("truth", pl.lit(float("inf")).alias("effect"), "'effect' holds 3 values that are not"),
         ("truth", pl.lit(float("nan")).alias("length"), "'length' holds 3 values that are not"),
-        ("neurons", pl.lit(64).alias("neuron"), "column 'neuron' names 64"),
+        (
+            "neurons",
+            pl.lit(64).alias("neuron"),
+            "column 'neuron' holds 64, not a value from 0 to 63",
+        ),
         ("neurons", pl.lit("3.1").alias("unedited"), "'unedited' is of type String"),
-        ("directions", pl.lit(-9).alias("position"), "column 'position' names -9"),
+        ("neurons", pl.lit("zzz").alias("measure"), "'measure' holds 'zzz', not one of 'entropy'"),
+        ("neurons", pl.lit("foo").alias("neurons"), "'neurons' holds 'foo', not one of 'chosen'"),
+        ("neurons", pl.lit(-3).alias("texts"), "'texts' holds -3, less than 0"),
+        ("neurons", pl.lit(-1.0).alias("absolute"), "'absolute' holds -1.0, less than 0"),
+        ("neurons", pl.lit(1e6).alias("change"), "60 values of 'change' are far outside of their"),
+        ("neurons", pl.lit(9.0).alias("change_low"), "60 intervals of 'change' end before they"),
+        ("directions", pl.lit(-9).alias("position"), "column 'position' holds -9"),
+        ("directions", pl.lit(-5.0).alias("kl_div_score"), "'kl_div_score' holds -5.0, less than"),
+        ("refusal", pl.lit(-3.0).alias("length"), "'length' holds -3.0, less than 0"),
+        ("truth", pl.lit(99.0).alias("effect"), "'effect' holds 99.0, more than 1"),
+        ("truth", pl.lit(None, pl.Int32).alias("layer"), "column 'layer' lacks 3 of its 3"),
     ],
 )
 def test_scores_that_cannot_be(root, table, change, words):
@@ -496,6 +554,32 @@ def test_a_share_of_nothing_is_no_fault(root):
         lambda frame: frame.with_columns(effect_low=pl.lit(float("nan"))),
     )
     assert faults(root) == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("neurons", ["change_low", "change_high", "absolute_low", "absolute_high"]),
+        ("refusal", ["plain_text_loss"]),
+    ],
+)
+def test_what_a_single_text_leaves_undefined_is_no_fault_and_can_be_read(root, table, columns):
+    edit_table(
+        root,
+        f"scores/base/{table}.parquet",
+        lambda frame: frame.with_columns(pl.lit(float("nan")).alias(name) for name in columns),
+    )
+    assert faults(root) == {}
+    read = {"neurons": confidence.effects, "refusal": refusal.scores}[table]
+    frame = read(load(root)).frame.filter(stage="base")
+    assert frame.select(pl.col(columns).is_nan().all()).row(0) == (True,) * len(columns)
+
+
+@pytest.mark.parametrize("table", ["truth", "neurons", "directions", "refusal", "completions"])
+def test_a_table_of_scores_without_rows_is_a_fault(root, table):
+    path = f"scores/base/{table}.parquet"
+    edit_table(root, path, lambda frame: frame.clear())
+    assert "has no rows" in {fault.problem for fault in verify(load(root)) if fault.path == path}
 
 
 def test_counts_that_the_completions_do_not_make(root):

@@ -45,7 +45,7 @@ class TraceCard(Schema):
     """What stands before every prompt: true statements that show what kind of answer is wanted; for
     ``true_false`` four statements with question and answer; those of the card's
     ``worked_examples`` if none are given, or else chosen by the seed."""
-    pairs: Annotated[int, Field(ge=1)] = 8
+    pairs: Annotated[int, Field(ge=1, le=50_000)] = 8
     seed: int = 0
 
     @property

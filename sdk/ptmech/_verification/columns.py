@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import polars as pl
 
-from ptmech._schemas import NEURON_COLUMNS, STATEMENT_COLUMNS, TOKEN_COLUMNS
+from ptmech._schemas import (
+    GIVEN,
+    NEURON_COLUMNS,
+    NEURON_VALUES,
+    OPTIONAL,
+    STATEMENT_COLUMNS,
+    STATEMENT_VALUES,
+    TOKEN_COLUMNS,
+    Values,
+    problem_of,
+)
 from ptmech._verification.inspection import Inspection
 
 
@@ -20,32 +30,27 @@ class Rules:
     ----------
     columns
         Name and type of each column. There may be more.
-    nullable
-        Columns in which a null means something.
-    undefined
-        Columns of floats in which NaN means something: a share of nothing.
+    values
+        What may stand in them, as for :func:`ptmech._schemas.fitted`: the very rules by which
+        analyses read the table.
     exact
         Whether types count to the last bit; readers of score tables widen them.
     """
 
     columns: Mapping[str, Any]
-    nullable: frozenset[str] = frozenset()
-    undefined: frozenset[str] = frozenset()
+    values: Mapping[str, Values] = field(default_factory=dict[str, Values])
     exact: bool = True
 
 
-STATEMENT_RULES: Final = Rules(
-    STATEMENT_COLUMNS,
-    nullable=frozenset(STATEMENT_COLUMNS) - {"row_uid", "dataset", "row", "source_id", "text"},
-)
+STATEMENT_RULES: Final = Rules(STATEMENT_COLUMNS, STATEMENT_VALUES)
 TOKEN_RULES: Final = Rules(TOKEN_COLUMNS)
-NEURON_RULES: Final = Rules(NEURON_COLUMNS)
+NEURON_RULES: Final = Rules(NEURON_COLUMNS, NEURON_VALUES)
 
 
 def fits(inspection: Inspection, path: str, table: pl.DataFrame, rules: Rules) -> bool:
     """Check the columns of a table; whether all are there and of their types.
 
-    Nulls and values that are not finite are faults too, but leave the table readable.
+    Values that may not be there are faults too, but leave the table readable.
     """
     sound = True
     for name, wanted in rules.columns.items():
@@ -56,29 +61,15 @@ def fits(inspection: Inspection, path: str, table: pl.DataFrame, rules: Rules) -
             continue
         found = table.schema[name]
         alike = found == wanted if rules.exact else _kind(found) == _kind(wanted)
-        sound &= inspection.require(
-            path,
-            holds=alike,
-            problem=f"column {name!r} is of type {found} where it should be {_named(wanted)}",
-        )
-    for name in table.columns:
-        _check_values(inspection, path, table[name], rules)
+        problem = f"column {name!r} is of type {found} where it should be {_named(wanted)}"
+        if not inspection.require(path, holds=alike, problem=problem):
+            sound = False
+        elif problem := problem_of(table[name], rules.values.get(name, GIVEN)):
+            inspection.add(path, f"column {name!r} {problem}")
+    for column in table.drop(rules.columns, strict=False).select(pl.selectors.float()):
+        if problem := problem_of(column, OPTIONAL):
+            inspection.add(path, f"column {column.name!r} {problem}")
     return sound
-
-
-def _check_values(inspection: Inspection, path: str, column: pl.Series, rules: Rules) -> None:
-    """Find nulls where each row has to say something, and floats that are not finite."""
-    known = column.name in rules.columns
-    nulls = column.null_count()
-    if known and nulls and column.name not in rules.nullable:
-        inspection.add(path, f"column {column.name!r} lacks {nulls} of {len(column)} values")
-    if column.dtype.is_float():
-        present = column.drop_nulls()
-        wrong = ~present.is_finite()
-        if column.name in rules.undefined:
-            wrong &= ~present.is_nan()
-        if count := int(wrong.sum()):
-            inspection.add(path, f"column {column.name!r} holds {count} values that are not finite")
 
 
 def _kind(dtype: Any) -> str:

@@ -14,9 +14,9 @@ import polars as pl
 
 from ptmech._verification.faults import Fault
 from ptmech.artifact import Artifact
-from ptmech.errors import PtmechError
-from ptmech.manifest import FileEntry, Manifest, Part, PartEntry
-from ptmech.storage import read_tensors
+from ptmech.errors import PtmechError, StrayLinkError
+from ptmech.manifest import Extra, FileEntry, Manifest, Part, PartEntry
+from ptmech.storage.tensors import ADAPTERS, OURS, read_tensors
 
 Read = TypeVar("Read")
 
@@ -38,6 +38,7 @@ class Inspection:
         self.artifact = artifact
         self.faults: list[Fault] = []
         self.unread: set[str] = set()
+        self._stray_links: set[str] = set()
 
     @property
     def manifest(self) -> Manifest:
@@ -66,7 +67,13 @@ class Inspection:
 
     def tensors(self, entry: FileEntry) -> dict[str, np.ndarray] | None:
         """Map the tensors of a file; None if it cannot be read."""
-        return self._attempt(entry.path, lambda: read_tensors(self.artifact.path(entry)))
+        adapter = isinstance(entry, Extra) and entry.kind == "adapter"
+        bounds = ADAPTERS if adapter else OURS
+
+        def read() -> dict[str, np.ndarray]:
+            return read_tensors(self.artifact.path(entry), bounds=bounds)
+
+        return self._attempt(entry.path, read)
 
     def part(self, entry: PartEntry) -> Part | None:
         """Read a part manifest; None if it cannot be read."""
@@ -84,9 +91,21 @@ class Inspection:
             return None
         try:
             return read()
+        except StrayLinkError as error:
+            self.unread.add(path)
+            if error.link not in self._stray_links:  # one for a whole folder is one fault
+                self._stray_links.add(error.link)
+                self.add(
+                    error.link, "leads out of the artifact by a link; put there what it leads to"
+                )
+            return None
         except (PtmechError, OSError) as error:
             self.unread.add(path)
-            said = str(error) or type(error).__name__
-            # Messages that begin with the path need not say it twice.
-            self.add(path, said.partition("\n")[0].removeprefix(path).lstrip(":/ "))
+            self.add(path, _told_of(path, error))
             return None
+
+
+def _told_of(path: str, error: Exception) -> str:
+    """Return an error's first line; one that begins with the path need not say it twice."""
+    said = str(error) or type(error).__name__
+    return said.partition("\n")[0].removeprefix(path).lstrip(":/ ")

@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
+from ptmech._schemas import ROUNDING, Values
+from ptmech._score_tables import score_values
 from ptmech._verification.columns import Rules, fits
 from ptmech._verification.inspection import Inspection
 from ptmech._verification.rows import Rows
+from ptmech.confidence.averages import EFFECT_VALUES as NEURON_EFFECT_VALUES
 from ptmech.confidence.averages import EFFECTS as NEURON_EFFECTS
 from ptmech.manifest import Stage
-from ptmech.refusal.candidates import CANDIDATES
-from ptmech.refusal.tables import COMPLETIONS, SCORES
+from ptmech.refusal.candidates import CANDIDATE_VALUES, CANDIDATES
+from ptmech.refusal.tables import COMPLETION_VALUES, COMPLETIONS, SCORE_VALUES, SCORES
+from ptmech.truth.steering import EFFECT_VALUES as TRUTH_EFFECT_VALUES
 from ptmech.truth.steering import EFFECTS as TRUTH_EFFECTS
 
-_ROUNDING: Final = 1e-9
 _CONDITION: Final = ("stage", "prompts", "intervention", "direction", "direction_stage", "scale")
 
-_TABLES: Final[Mapping[str, Rules]] = {
-    name: replace(rules, exact=False)
-    for name, rules in {
-        "refusal": Rules(SCORES, frozenset({"direction_stage", "layer", "scale", "length"})),
-        "completions": Rules(COMPLETIONS, frozenset({"direction_stage", "scale"})),
-        "directions": Rules(
-            CANDIDATES, frozenset({"refusal_score", "steering_score", "kl_div_score"})
-        ),
-        "truth": Rules(
-            TRUTH_EFFECTS,
-            frozenset({"direction_stage"}),
-            undefined=frozenset(name for name in TRUTH_EFFECTS if name.startswith("effect")),
-        ),
-        "neurons": Rules(
-            NEURON_EFFECTS,
-            frozenset({"neuron", "share", "share_low", "share_high"}),
-            undefined=frozenset({"share", "share_low", "share_high"}),
-        ),
-    }.items()
+_TABLES: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Values]]]] = {
+    "refusal": (SCORES, SCORE_VALUES),
+    "completions": (COMPLETIONS, COMPLETION_VALUES),
+    "directions": (CANDIDATES, CANDIDATE_VALUES),
+    "truth": (TRUTH_EFFECTS, TRUTH_EFFECT_VALUES),
+    "neurons": (NEURON_EFFECTS, NEURON_EFFECT_VALUES),
 }
-"""The tables of ``scores/<stage>/`` by their names."""
+"""Columns of the tables of ``scores/<stage>/`` by their names, and what may stand in them."""
 
 
 def check_scores(inspection: Inspection, rows: Rows) -> None:
@@ -52,35 +41,37 @@ def check_scores(inspection: Inspection, rows: Rows) -> None:
         table = inspection.table(entry.path) if path.suffix == ".parquet" else None
         if stage is None or table is None or path.stem not in _TABLES:
             continue
-        if fits(inspection, entry.path, table, _TABLES[path.stem]):
-            _check_references(inspection, entry.path, table, stage)
+        columns, values = _TABLES[path.stem]
+        values = score_values(inspection.artifact, stage, values)
+        inspection.require(entry.path, holds=not table.is_empty(), problem="has no rows")
+        if fits(inspection, entry.path, table, Rules(columns, values, exact=False)):
+            _check_intervals(inspection, entry.path, table)
             if path.stem == "completions":
                 _check_rows(inspection, entry.path, table, rows)
     for stage in inspection.manifest.stages:
         _check_rates(inspection, stage)
 
 
-def _check_references(inspection: Inspection, path: str, table: pl.DataFrame, stage: Stage) -> None:
-    """Check that stages, datasets, layers, positions and neurons exist."""
-    manifest = inspection.manifest
-    harmful = manifest.dataset(manifest.defaults.harmful)
-    known: dict[str, list[object]] = {
-        "stage": [stage.name],
-        "direction_stage": [each.name for each in manifest.stages],
-        "prompts": ["harmful", "harmless"],
-        "dataset": [dataset.name for dataset in manifest.datasets],
-        "layer": list(range(stage.n_layers)),
-    }
-    if harmful is not None:
-        known["position"] = list(harmful.positions)
-    if stage.d_mlp is not None:
-        known["neuron"] = list(range(stage.d_mlp))
-    for name, names in known.items():
-        if name not in table.columns:
+def _check_intervals(inspection: Inspection, path: str, table: pl.DataFrame) -> None:
+    """Check that intervals begin before they end, and that what they are of is not far from them.
+
+    A bootstrap interval need not hold its estimate; further from it than it is wide, it is another
+    number's.
+    """
+    for name in table.columns:
+        ends = f"{name}_low", f"{name}_high"
+        if not set(ends) <= set(table.columns):
             continue
-        strangers = sorted(set(table[name].drop_nulls().unique().to_list()) - set(names), key=str)
-        if strangers:
-            inspection.add(path, f"column {name!r} names {strangers[0]!r}, which is not there")
+        known = table.select(value=name, low=ends[0], high=ends[1]).filter(
+            ~pl.any_horizontal(pl.all().is_null() | pl.all().is_nan())
+        )
+        low, high = pl.col("low"), pl.col("high")
+        slack = (high - low) + ROUNDING * (1 + pl.col("value").abs())
+        turned = known.filter(low > high + ROUNDING).height
+        if turned:
+            inspection.add(path, f"{turned} intervals of {name!r} end before they begin")
+        elif far := known.filter(~pl.col("value").is_between(low - slack, high + slack)).height:
+            inspection.add(path, f"{far} values of {name!r} are far outside of their intervals")
 
 
 def _check_rows(inspection: Inspection, path: str, table: pl.DataFrame, rows: Rows) -> None:
@@ -107,9 +98,9 @@ def _check_rates(inspection: Inspection, stage: Stage) -> None:
         return
     share = pl.col("refusals") / pl.col("n")
     sound = (
-        ((pl.col("refusal_rate") - share).abs() < _ROUNDING)
-        & (pl.col("low") <= pl.col("refusal_rate") + _ROUNDING)
-        & (pl.col("refusal_rate") <= pl.col("high") + _ROUNDING)
+        ((pl.col("refusal_rate") - share).abs() < ROUNDING)
+        & (pl.col("low") <= pl.col("refusal_rate") + ROUNDING)
+        & (pl.col("refusal_rate") <= pl.col("high") + ROUNDING)
         & (pl.col("refusals") <= pl.col("n"))
     )
     if wrong := table.filter(~sound).height:

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ptmech._bootstrap import group_weights, interval
-from ptmech._schemas import AT_LEAST_NONE, UNDEFINED, Values
+from ptmech._schemas import AT_LEAST_NONE, OPTIONAL, UNDEFINED, Values
 
 EFFECTS: Final[Mapping[str, Any]] = {
     "stage": pl.String,
@@ -41,9 +41,13 @@ EFFECT_VALUES: Final[Mapping[str, Values]] = {
     "ablated": Values(among=("one", "each", "together")),
     "measure": Values(among=("entropy", "loss")),
     "effect": Values(among=("total", "direct", "norm")),
-    **dict.fromkeys(("texts", "tokens", "absolute"), AT_LEAST_NONE),
-    **{name: UNDEFINED for name in EFFECTS if name.endswith(("_low", "_high"))},
-    **{name: Values(missing=True, undefined=True) for name in EFFECTS if name.startswith("share")},
+    "neuron": OPTIONAL,
+    **dict.fromkeys(("texts", "tokens", "unedited", "absolute"), AT_LEAST_NONE),
+    **dict.fromkeys(("change_low", "change_high"), UNDEFINED),
+    **dict.fromkeys(("absolute_low", "absolute_high"), Values(0, undefined=True)),
+    **dict.fromkeys(
+        ("share", "share_low", "share_high"), Values(highest=1, missing=True, undefined=True)
+    ),
 }
 """What may stand in them."""
 

@@ -63,6 +63,8 @@ class Recomputation:
         What differs from the models.
     skipped
         One line for each stage whose model could not be opened, with the reason.
+    unchecked
+        One line for each kind of numbers that no model was asked for.
     rows, files, numbers
         How many rows were run, and how many files and numbers were compared.
     worst
@@ -74,6 +76,7 @@ class Recomputation:
 
     faults: list[Fault] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
     rows: int = 0
     files: int = 0
     numbers: int = 0
@@ -133,6 +136,9 @@ def recompute(
             _recompute_stage(artifact, stage, device, places[stage.name], rows, leave_out, found)
         except PtmechError as error:
             found.skipped.append(f"stage {stage.name!r} was not recomputed: {error}")
+    for folder, what in (("scores/", "scores"), ("traces/", "causal traces")):
+        if files := artifact.extras(folder):
+            found.unchecked.append(f"not recomputed: {what} ({len(files)} files of {folder})")
     return found
 
 
@@ -228,7 +234,11 @@ def _recompute_weights(
     folder = f"weights/{stage.name}"
     neurons, unembedding = f"{folder}/neurons.parquet", f"{folder}/unembedding.safetensors"
     entry = artifact.extra(unembedding)
-    if entry is None or unembedding in leave_out:
+    if entry is None:
+        if artifact.extra(neurons) is not None:
+            found.unchecked.append(f"not recomputed: {neurons}, without {unembedding} beside it")
+        return
+    if unembedding in leave_out:
         return
     changed = any(name.startswith("adapter/") for name in stage.sha256)
     tolerance = PARITY_TOLERANCE[artifact.manifest.compute_dtype if changed else "float32"]

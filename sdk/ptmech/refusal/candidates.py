@@ -42,12 +42,13 @@ CANDIDATES: Final[Mapping[str, Any]] = {
 }
 """Columns of the candidates' scores."""
 
-_VALUES: Final[Mapping[str, Values]] = {
+CANDIDATE_VALUES: Final[Mapping[str, Values]] = {
     "position": PAST,
     **dict.fromkeys(("norm", "n_harmful", "n_harmless"), AT_LEAST_NONE),
     **dict.fromkeys(("refusal_score", "steering_score"), OPTIONAL),
     "kl_div_score": Values(0, missing=True),
 }
+"""What may stand in them."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -214,7 +215,7 @@ def candidate_scores(artifact: Artifact, stage: str) -> DirectionScores:
     if stage_facts is None:
         raise unknown("stage", stage, artifact.stages)
     return DirectionScores(
-        frame=read_table(artifact, stage_facts, "directions", CANDIDATES, _VALUES),
+        frame=read_table(artifact, stage_facts, "directions", CANDIDATES, CANDIDATE_VALUES),
         artifact=artifact.id,
         arguments={"stage": stage},
         stage=stage,

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from ptmech._schemas import AT_LEAST_NONE, OPTIONAL, SHARE, UNDEFINED, Values
+from ptmech._schemas import AT_LEAST_NONE, OPTIONAL, SHARE, Values
 from ptmech._score_tables import stacked
 from ptmech.artifact import Artifact
 from ptmech.results import Result
@@ -42,19 +42,22 @@ COMPLETIONS: Final[Mapping[str, Any]] = {
 }
 """Columns of the completions they are counted from."""
 
-_CONDITIONS: Final[Mapping[str, Values]] = {
+COMPLETION_VALUES: Final[Mapping[str, Values]] = {
     "prompts": Values(among=("harmful", "harmless")),
     "intervention": Values(among=("none", "ablate", "add")),
     "direction": Values(among=("none", "own", "transferred", "transferred_own_length", "random")),
-    "scale": OPTIONAL,
+    **dict.fromkeys(("direction_stage", "scale"), OPTIONAL),
 }
-_SCORE_VALUES: Final[Mapping[str, Values]] = {
-    **_CONDITIONS,
+"""What may stand in the completions' columns."""
+SCORE_VALUES: Final[Mapping[str, Values]] = {
+    **COMPLETION_VALUES,
+    "layer": OPTIONAL,
     "length": Values(0, missing=True),
     **dict.fromkeys(("n", "refusals"), AT_LEAST_NONE),
     **dict.fromkeys(("refusal_rate", "low", "high"), SHARE),
-    "plain_text_loss": UNDEFINED,
+    "plain_text_loss": Values(0, undefined=True),
 }
+"""What may stand in the rates' columns."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -102,7 +105,7 @@ def scores(artifact: Artifact) -> RefusalScores:
         If a table does not fit its columns.
     """
     return RefusalScores(
-        frame=stacked(artifact, "refusal", SCORES, _SCORE_VALUES, what="refusal scores"),
+        frame=stacked(artifact, "refusal", SCORES, SCORE_VALUES, what="refusal scores"),
         completions=completions(artifact),
         artifact=artifact.id,
         arguments={},
@@ -124,4 +127,6 @@ def completions(artifact: Artifact) -> pl.DataFrame:
     FormatError
         If a table does not fit its columns.
     """
-    return stacked(artifact, "completions", COMPLETIONS, _CONDITIONS, what="refusal completions")
+    return stacked(
+        artifact, "completions", COMPLETIONS, COMPLETION_VALUES, what="refusal completions"
+    )

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import zarr
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
@@ -30,10 +30,10 @@ from ptmech.errors import FormatError, first_line
 MAX_ARRAY_BYTES: Final = 2**30
 """Larger than any grid of ours: a shape beyond it is a mistake or an attack."""
 MAX_ARRAYS: Final = 32
-MAX_CHUNKS: Final = 2**14
+MAX_CHUNKS: Final = 2**16
 """Of one array, those within shards counted: each is an errand of its own for zarr."""
-MAX_NODE_BYTES: Final = 8 * 2**20
-"""Of a description: that of 30,000 pairs of prompts fits."""
+MAX_NODE_BYTES: Final = 16 * 2**20
+"""Of a description: that of 60,000 pairs of prompts fits."""
 
 _NODE: Final = "zarr.json"
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -95,6 +95,16 @@ class _Array(BaseModel):
     ]
     storage_transformers: Annotated[tuple[Any, ...], Field(max_length=0)] = ()
 
+    @field_validator("codecs", mode="before")
+    @classmethod
+    def _is_not_compressed(cls, codecs: Any) -> Any:
+        known = ("bytes", "crc32c", "sharding_indexed")
+        for codec in codecs if isinstance(codecs, list) else ():
+            name = codec.get("name") if isinstance(codec, dict) else None
+            if isinstance(name, str) and name not in known:
+                raise ValueError(f"compressed or changed by {name!r}; grids are stored as they are")
+        return codecs
+
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:
         chunk = self.chunk_grid.configuration.chunk_shape
@@ -124,10 +134,20 @@ class _Array(BaseModel):
         """Bytes of a value."""
         return np.dtype(self.data_type).itemsize
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a chunk's (or shard's) values; its file also holds checksums and an index."""
-        return math.prod(self.chunk_grid.configuration.chunk_shape) * self.itemsize
+    def bytes_of(self, place: tuple[int, ...]) -> int:
+        """Count the bytes of values in a chunk or shard; its file also has checksums and an index.
+
+        A shard at the end of an axis lacks the chunks beyond it; a chunk is always whole.
+        """
+        shard = self.chunk_grid.configuration.chunk_shape
+        inner = next(
+            (c.configuration.chunk_shape for c in self.codecs if isinstance(c, _Sharding)), shard
+        )
+        lengths = (
+            -(-min(length - at * outer, outer) // step) * step
+            for length, at, outer, step in zip(self.shape, place, shard, inner, strict=True)
+        )
+        return math.prod(lengths) * self.itemsize
 
     @property
     def chunk_counts(self) -> list[int]:
@@ -191,7 +211,7 @@ def _read_array(files: Mapping[str, bytes], name: str, where: str) -> np.ndarray
         chunk = files.get(f"{name}/{key}")
         if chunk is None:
             raise FormatError(f"{where}: the chunk {key} is missing; build or download it again")
-        if len(chunk) < promised.chunk_bytes:
+        if len(chunk) < promised.bytes_of(place):
             raise FormatError(
                 f"{where}: the chunk {key} has {len(chunk)} bytes, too few for its values: it "
                 "cannot be decoded; build or download it again"

@@ -53,14 +53,11 @@ class Budget:
     ----------
     rows
         Rows.
-    values
-        Values, over all columns.
     bytes
         Bytes when decoded, and of all its pages when decompressed.
     """
 
     rows: int
-    values: int
     bytes: int
 
 
@@ -245,7 +242,6 @@ class _Walk:
         self._data = data
         self._end = end
         self._budget = budget
-        self._values = 0
         self._bytes = 0
         self._pages = 0
 
@@ -260,7 +256,7 @@ class _Walk:
             values = _count(column, "num_values")
             if values < rows or (values > rows and not leaf.in_list):
                 raise ParquetError(f"the column {leaf.name!r} has {values} values for {rows} rows")
-            self._spend(values, values * leaf.width + (8 * rows if leaf.in_list else 0))
+            self._spend(values * leaf.width + (8 * rows if leaf.in_list else 0))
         spans = sorted(_span(column) for _, column, _ in chunks)
         if any(before[1] > after[0] for before, after in pairwise([*spans, (self._end,) * 2])):
             raise ParquetError("its columns overlap or reach outside the file")
@@ -286,7 +282,7 @@ class _Walk:
             self._pages += 1
             if self._pages > MAX_PAGES:
                 raise ParquetError(f"it has more than {MAX_PAGES} pages")
-            self._spend(0, max(size, body))
+            self._spend(max(size, body))
             values += _page_values(leaf, page, first=position == _span(column)[0])
             position = reader.position + body
         if values != column["num_values"]:
@@ -295,11 +291,8 @@ class _Walk:
                 f"not {column['num_values']}"
             )
 
-    def _spend(self, values: int, size: int) -> None:
-        self._values += values
+    def _spend(self, size: int) -> None:
         self._bytes += size
-        if self._values > self._budget.values:
-            raise ParquetError(f"it declares more than {self._budget.values} values")
         if self._bytes > self._budget.bytes:
             raise ParquetError(f"it would take more than {self._budget.bytes} bytes of memory")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, Self, runtime_checkable
 
 from ptmech._text import visible
-from ptmech.errors import ArtifactNotFoundError, IntegrityError
+from ptmech.errors import ArtifactNotFoundError, IntegrityError, StrayLinkError
 from ptmech.hub_names import is_commit
 from ptmech.manifest import MANIFEST
 
@@ -118,17 +118,35 @@ class FolderSource:
             raise IntegrityError(
                 f"{path} of {self.name} cannot be read: {error.strerror}"
             ) from error
-        real = Path(os.path.realpath(local))
-        if not any(real.is_relative_to(place) for place in self._places()):
-            raise IntegrityError(
-                f"{path} leads out of {self.name} by a link; put the file itself there, "
-                "or open the folder that it belongs to"
+        if not self._is_inside(local):
+            link = self._stray_link(path)
+            raise StrayLinkError(
+                f"{path} leads out of {self.name} by a link{'' if link == path else f', {link}'}; "
+                "put there what it leads to, "
+                "or open the folder that it belongs to",
+                link=link,
             )
         if not stat.S_ISREG(mode):
             raise IntegrityError(
                 f"{path} of {self.name} is not a regular file; build or download it again"
             )
         return local
+
+    def _is_inside(self, local: Path) -> bool:
+        real = Path(os.path.realpath(local))
+        return any(real.is_relative_to(place) for place in self._places())
+
+    def _stray_link(self, path: str) -> str:
+        """Return the first step of a path that is outside."""
+        steps = PurePosixPath(path)
+        return next(
+            (
+                str(step)
+                for step in reversed([steps, *steps.parents[:-1]])
+                if not self._is_inside(self.root / step)
+            ),
+            path,
+        )
 
     def _places(self) -> list[Path]:
         """Return the folders in which this artifact's bytes may lie."""

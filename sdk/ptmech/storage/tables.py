@@ -14,14 +14,13 @@ from ptmech.storage.parquet import Budget, Outline, ParquetError, outline
 from ptmech.storage.thrift import ThriftError
 
 MAX_ROWS: Final = 50_000_000
-MAX_VALUES: Final = 50_000_000
-MAX_TABLE_BYTES: Final = 2 * 2**30
-"""Of a decoded table, however large its file is."""
-
 _SMALL_TABLE: Final = 64 * 2**20
 """What any table may take decoded; beyond it, its file has to be large too."""
 _EXPANSION: Final = 64
-"""How many times its file a large table may take: ours take less than ten times."""
+"""How many times its file a table may take, up to 2 GiB."""
+_LARGE_TABLE: Final = 2 * 2**30
+_LARGE_EXPANSION: Final = 16
+"""How many times its file one beyond that may take: ours take less than ten times."""
 PANIC: Final[type[BaseException]] = pl.exceptions.PanicException
 """What polars raises where its own code fails: no Exception, so that others do not catch it."""
 _NO_NOTES: Final = b"\x0c"
@@ -45,8 +44,9 @@ def read_table(
     max_rows
         How many rows it may have.
     max_bytes
-        How much memory it may take: by default 64 MiB, or 64 times its file if that is more, and
-        never more than 2 GiB.
+        How much memory it may take: by default 64 MiB; or 64 times its file if that is more, up to
+        2 GiB; or 16 times its file. So what is on the disk bounds it, and the tokens of ten million
+        rows are read.
 
     Returns
     -------
@@ -60,9 +60,10 @@ def read_table(
         deeper than lists, compressed or encoded in a way that neither polars nor pyarrow write by
         default, or would be too large. Finding out costs little memory, whatever the file says.
     """
-    size = path.stat().st_size
-    most = min(max(_SMALL_TABLE, _EXPANSION * size), MAX_TABLE_BYTES)
-    budget = Budget(max_rows, MAX_VALUES, most if max_bytes is None else max_bytes)
+    if max_bytes is None:
+        size = path.stat().st_size
+        max_bytes = max(_SMALL_TABLE, min(_EXPANSION * size, _LARGE_TABLE), _LARGE_EXPANSION * size)
+    budget = Budget(max_rows, max_bytes)
     try:
         return _decoded(*_counted(path, budget), budget)
     except (ParquetError, ThriftError) as error:

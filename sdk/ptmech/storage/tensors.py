@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,6 @@ from ptmech._json import parse_json
 from ptmech._text import shortened, visible
 from ptmech.errors import FormatError
 
-MAX_HEADER_BYTES = 2**20
-MAX_TENSORS = 4096
 MAX_AXES = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 _ABOUT = "__metadata__"
@@ -35,11 +34,39 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
     "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "BOOL": np.dtype("?"),
 }
-"""The element types an artifact may hold, by their safetensors names."""
+"""The element types that safetensors files hold, by their names in there."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much a header may declare.
+
+    Attributes
+    ----------
+    tensors
+        How many tensors.
+    header_bytes
+        How long the header is.
+    """
+
+    tensors: int
+    header_bytes: int
+
+
+OURS = Bounds(tensors=4096, header_bytes=2**20)
+"""Files that a build writes: two tensors each."""
+ADAPTERS = Bounds(tensors=100_000, header_bytes=32 * 2**20)
+"""Adapters, which come as they were trained: for every expert of a mixture, several tensors."""
 
 
 def _whole(value: object) -> int:
@@ -75,20 +102,24 @@ def _about(value: object) -> None:
         raise ValueError(f"its {_ABOUT} is no list of texts by name")
 
 
-def _layout(path: Path) -> tuple[int, dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]]:
+def _layout(
+    path: Path, bounds: Bounds
+) -> tuple[int, dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]]:
     """Read the header: where the data begins, and dtype, shape and offset of each tensor."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(8)
         header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
+        if len(prefix) < 8 or header_bytes > min(bounds.header_bytes, size - 8):
             raise ValueError("its header is longer than the file or than a header may be")
-        header = parse_json(stream.read(header_bytes), f"{path.name} (its header)")
+        header = parse_json(
+            stream.read(header_bytes), f"{path.name} (its header)", max_keys=bounds.tensors + 1
+        )
     if not isinstance(header, dict):
         raise TypeError("its header is not a JSON object")
-    if len(header) > MAX_TENSORS:
-        raise ValueError(f"it holds {len(header)} tensors; there may be {MAX_TENSORS}")
     _about(header.pop(_ABOUT, {}))
+    if len(header) > bounds.tensors:
+        raise ValueError(f"it holds {len(header)} tensors; there may be {bounds.tensors}")
     start = 8 + header_bytes
     tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
     spans: list[tuple[int, int]] = [(0, 0)]
@@ -107,13 +138,15 @@ def _layout(path: Path) -> tuple[int, dict[str, tuple[np.dtype[Any], tuple[int, 
     return start, tensors
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, *, bounds: Bounds = OURS) -> dict[str, np.ndarray]:
     """Map every tensor of a safetensors file, read-only and without a copy.
 
     Parameters
     ----------
     path
         A local file.
+    bounds
+        How much its header may declare.
 
     Returns
     -------
@@ -127,7 +160,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     arrays: dict[str, np.ndarray] = {}
     try:
-        start, tensors = _layout(path)
+        start, tensors = _layout(path, bounds)
         data = np.memmap(path, dtype=np.uint8, mode="r")
         for name, (dtype, shape, begin) in tensors.items():
             first = start + begin

@@ -11,6 +11,7 @@ from typing import Final
 
 from tqdm import tqdm
 
+from ptmech._json import is_pointer
 from ptmech.errors import (
     ArtifactNotFoundError,
     FormatError,
@@ -176,9 +177,11 @@ class VerifiedFiles:
             if self._seen.get(entry.path) == mark:
                 return None
             if status.st_size != entry.bytes:
+                with local.open("rb") as stream:
+                    pointer = " (a Git LFS pointer: git lfs pull)" * is_pointer(stream.read(64))
                 return (
                     f"{entry.path} has {status.st_size} bytes where the manifest promises "
-                    f"{entry.bytes}"
+                    f"{entry.bytes}{pointer}"
                 )
             with local.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()

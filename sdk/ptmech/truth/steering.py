@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from ptmech import _bootstrap
-from ptmech._schemas import AT_LEAST_NONE, SHARE, UNDEFINED, Values
+from ptmech._schemas import AT_LEAST_NONE, OPTIONAL, SHARE, Values
 from ptmech._statements import Statements
 from ptmech._truth_probes import TruthProbe
 from ptmech._worked_examples import WorkedExamples, with_facts
@@ -46,9 +46,10 @@ EFFECTS: Final[Mapping[str, Any]] = {
 """Columns of :class:`ptmech.truth.TruthEffects`, and of ``scores/<stage>/truth.parquet``."""
 
 EFFECT_VALUES: Final[Mapping[str, Values]] = {
-    **{name: UNDEFINED for name in EFFECTS if name.startswith("effect")},
+    **{name: Values(highest=1, undefined=True) for name in EFFECTS if name.startswith("effect")},
     **{name: Values(-1, 1) for name in EFFECTS if name.startswith("p_")},
     "direction": Values(among=("own", "transferred", "random")),
+    "direction_stage": OPTIONAL,
     **dict.fromkeys(("length", "n"), AT_LEAST_NONE),
     **dict.fromkeys(("auroc_before", "answered_before", "answered_after"), SHARE),
 }
