@@ -217,9 +217,7 @@ def _make_missing(
 
     def settle_put_off() -> None:
         for unit in put_off:
-            if not settle(unit, AT_ONCE):
-                bench.progress.line(f"{unit.name}: another build is making it, waiting")
-                settle(unit, PATIENTLY)
+            settle(unit, PATIENTLY)
         put_off.clear()
 
     for unit in units:

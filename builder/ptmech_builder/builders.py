@@ -33,6 +33,9 @@ PATIENTLY: Final = -1.0
 
 GATE: Final = "lock"
 
+Say = Callable[[str], None]
+"""Takes a line for whoever watches."""
+
 
 class Builder:
     """A build at work in a folder, from :func:`at_work`.
@@ -45,10 +48,11 @@ class Builder:
         Unfinished files of dead builds that were removed when it came.
     """
 
-    def __init__(self, work: Path, name: str, swept: int) -> None:
+    def __init__(self, work: Path, name: str, swept: int, say: Say) -> None:
         self.temporary = work / "tmp" / name
         self.swept = swept
         self._claims = work / "claims"
+        self._say = say
 
     @contextmanager
     def claim(self, unit: str, seconds: float = PATIENTLY) -> Generator[bool]:
@@ -59,7 +63,7 @@ class Builder:
         unit
             Its name.
         seconds
-            How long to wait for another build that holds it.
+            How long to wait for another build that holds it; whoever waits for ever says so.
 
         Yields
         ------
@@ -68,7 +72,10 @@ class Builder:
         """
         lock = FileLock(self._claims / f"{unit}.lock")
         with storage_errors(Path(lock.lock_file)):
-            held = _acquired(lock, seconds)
+            held = _acquired(lock, SOON if seconds == PATIENTLY else seconds)
+            if not held and seconds == PATIENTLY:
+                self._say(f"{unit}: another build is making it, waiting")
+                held = _acquired(lock, PATIENTLY)
         try:
             yield held
         finally:
@@ -78,7 +85,7 @@ class Builder:
 
 @contextmanager
 def at_work(
-    root: Path, plan: Mapping[str, str], say: Callable[[str], None] | None = None
+    root: Path, plan: Mapping[str, str], say: Say = lambda _line: None
 ) -> Generator[Builder]:
     """Announce a build for as long as it lasts, and sweep up after dead ones.
 
@@ -113,7 +120,7 @@ def at_work(
             (builders / f"{name}.json").write_bytes(canonical_json(plan))
             presence.acquire()
     try:
-        yield Builder(work, name, swept)
+        yield Builder(work, name, swept, say)
     finally:
         presence.release()
         # The disk may be what ended the build: what cannot be tidied now, the next build sweeps.
@@ -125,11 +132,10 @@ def at_work(
 
 
 @contextmanager
-def _gate(work: Path, say: Callable[[str], None] | None) -> Generator[None]:
+def _gate(work: Path, say: Say) -> Generator[None]:
     gate = FileLock(work / GATE)
     if not _acquired(gate, SOON):
-        if say is not None:
-            say(f"waiting for another build to let go of {work / GATE}")
+        say(f"waiting for another build to let go of {work / GATE}")
         _acquired(gate, PATIENTLY)
     try:
         yield

@@ -9,6 +9,7 @@ import mmap
 import os
 import socket
 import stat
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,19 @@ def test_hostile_headers_are_one_format_error(tmp_path: Path, what: str) -> None
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 300
+
+
+def test_a_file_that_cannot_be_sought_is_the_disk_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, tensor_bytes({"a": np.zeros(2, np.float32)}, {}))
+
+    def fail(*_args: Any, **_options: Any) -> Any:
+        raise UnsupportedOperation("File or stream is not seekable")
+
+    monkeypatch.setattr(np, "memmap", fail)
+    with pytest.raises(StorageError, match=r"x\.safetensors cannot be read"):
+        read_tensors(path)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])

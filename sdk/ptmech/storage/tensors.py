@@ -20,7 +20,7 @@ import numpy as np
 
 from ptmech._json import parse_json
 from ptmech._text import shortened, visible
-from ptmech.errors import FormatError
+from ptmech.errors import FormatError, StorageError, first_line
 
 MAX_AXES = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
@@ -157,6 +157,8 @@ def read_tensors(path: Path, *, bounds: Bounds = OURS) -> dict[str, np.ndarray]:
     ------
     FormatError
         If the file is not a well-formed safetensors file.
+    StorageError
+        If the disk does not let it be read.
     """
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -168,6 +170,10 @@ def read_tensors(path: Path, *, bounds: Bounds = OURS) -> dict[str, np.ndarray]:
             arrays[name] = raw.view(dtype).reshape(shape)
     except FormatError:
         raise
+    except OSError as error:  # also one that counts as a ValueError, as of a file that cannot seek
+        raise StorageError(
+            f"{path.name} cannot be read ({error.strerror or first_line(error)}): see to the disk"
+        ) from error
     except (ValueError, TypeError) as error:
         raise FormatError(f"{path.name} is not a sound safetensors file: {error}") from error
     return arrays
