@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from tests.synthetic import INSTRUCTION_SETS, STATEMENT_SETS, write_synthetic_artifact
 
 from ptmech.manifest import canonical_json
 from ptmech_builder.cards import CardFile, read_card
+from ptmech_builder.units import parquet_bytes
 
 REMOTE = {
     "cities": "github:some-lab/truths@" + "4abef9d2" * 5 + "/sets/cities.csv",
@@ -40,6 +42,14 @@ class Publishable:
         """Replace fields of the manifest; the files stay as they are."""
         changed = canonical_json({**self.manifest, **fields})
         (self.root / "manifest.json").write_bytes(changed)
+
+    def change_table(self, path: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Rewrite a table, listed as it should be."""
+        data = parquet_bytes(change(pl.read_parquet(self.root / path)))
+        (self.root / path).write_bytes(data)
+        about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        extras = self.manifest["extras"]
+        self.change_manifest(extras=[{**e, **about} if e["path"] == path else e for e in extras])
 
     def add_file(self, path: str, data: bytes, kind: str = "scores") -> None:
         """Put one more file into the artifact, listed as it should be."""

@@ -9,6 +9,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from hypothesis import given
@@ -184,9 +185,12 @@ def test_sources_and_rows_are_the_artifacts_not_the_cards(tmp_path: Path) -> Non
         parts=parts,
         narrowed="without the datasets harmless",
     )
+    for table in ("statements", "tokens/base", "tokens/instruct"):
+        made.change_table(
+            f"tables/{table}.parquet", lambda rows: rows.filter(pl.col("dataset") != "inventors")
+        )
     page = prepare(made.root, "some-lab/acts", made.card, narrowed=True).page
-    rows = load(made.root).statements()
-    held = rows.filter(rows["dataset"] != "inventors").height
+    held = load(made.root).statements().height
     assert f"on the same {held} prompts" in page
     assert "`my: copy.csv`, not public" in page
     assert "`facts.csv`, ships with ptmech" in page

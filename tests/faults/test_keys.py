@@ -590,7 +590,7 @@ def test_several_changes_change_what_each_of_them_does(world: World, at_length: 
     owners = {key: name for name, key in before.items()}
 
     @settings(
-        max_examples=300 if at_length else 25,
+        max_examples=80 if at_length else 25,
         deadline=None,
         database=None,
         derandomize=True,

@@ -346,7 +346,7 @@ def test_whatever_happens_nothing_is_lost_and_nothing_lies(
     at_length: bool,
 ) -> None:
     folder = machine()
-    play(folder, examples=400 if at_length else 16, steps=30 if at_length else 12)
+    play(folder, examples=150 if at_length else 16, steps=30 if at_length else 12)
     happened = folder.tally
     assert min(happened[name] for name in ("deaths", "builds", "damaged", "verified")) > 2
 

@@ -56,7 +56,7 @@ HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 def examples(at_length: bool, few: int) -> settings:
     return settings(
-        max_examples=few * 40 if at_length else few,
+        max_examples=few * 10 if at_length else few,
         deadline=None,
         database=None,
         derandomize=not at_length,

@@ -368,7 +368,7 @@ def test_the_build_after_a_power_cut_ends_with_the_same_bytes(
 ) -> None:
     build = pretended(tmp_path / "disk", NEW, earlier=earlier)
     found = cut_the_power(build, tmp_path / "stand", points=None if at_length else 40)
-    finished = finish(build, found.states, tmp_path, None if at_length else 10)
+    finished = finish(build, found.states, tmp_path, 200 if at_length else 10)
     record_property("power cuts survived", finished)
 
 
@@ -377,7 +377,7 @@ def test_a_build_that_was_killed_and_finished_later_is_as_safe(
 ) -> None:
     """What a killed build left without flushing it must not be relied on by the next one."""
     first = pretended(tmp_path / "disk")
-    steps = range(1, len(first.log.events), 3 if at_length else 40)
+    steps = range(1, len(first.log.events), 10 if at_length else 40)
     for step in steps:
         disk = Disk(first.log)
         for event in first.log.events[:step]:

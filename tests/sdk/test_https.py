@@ -281,7 +281,7 @@ def test_a_page_in_place_of_a_manifest_does_not_spoil_the_cache(
     root = hub.add_static("acts", folder)
     before = sdk.load(root)
     (folder / "manifest.json").write_bytes(b"<html>Log in</html>")
-    with pytest.raises(FormatError, match="is not JSON"):
+    with pytest.raises(FormatError, match="is a web page, not JSON"):
         sdk.load(root)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert sdk.load(root).id == before.id
