@@ -79,9 +79,9 @@ class Private:
 
         Examples
         --------
-        >>> private = Private(folders=("/data/ada",), names=(("lovelace", "", "$USER"),))
-        >>> private.hidden("lovelace keeps hers in /data/ada/acts and in /scratch/lovelace")
-        'lovelace keeps hers in ~/acts and in /scratch/$USER'
+        >>> private = Private(folders=("/data/keeper",), names=(("labuser", "", "$USER"),))
+        >>> private.hidden("labuser keeps it in /data/keeper/acts and in /scratch/labuser")
+        'labuser keeps it in ~/acts and in /scratch/$USER'
         """
         if not self._hints.search(text.casefold()):
             return text

@@ -33,9 +33,9 @@ from ptmech._privacy import (
 HUB = "hf_" + "aB3dE6gH9" * 4
 PRIVATE = Private(
     secrets=("open-sesame-1",),
-    folders=("/data/users/ada",),
+    folders=("/data/users/keeper",),
     names=(
-        ("lovelace", "the name of the user", "$USER"),
+        ("labuser", "the name of the user", "$USER"),
         ("gpu-node-17", "the name of this machine", "$HOSTNAME"),
     ),
 )
@@ -57,10 +57,10 @@ PRIVATE = Private(
         ("{'authorization': 'Basic YWRhOnNlc2FtZQ=='}", "{'authorization': 'Basic ***'}"),
         ('"Authorization": "token 0123456789"', '"Authorization": "token ***"'),
         ("header bearer 0123456789abc", "header bearer ***"),
-        ("https://ada:sesame@example.org/x", "https://***@example.org/x"),
-        ("https://ada:ses@me@example.org/x", "https://***@example.org/x"),
+        ("https://keeper:sesame@example.org/x", "https://***@example.org/x"),
+        ("https://keeper:ses@me@example.org/x", "https://***@example.org/x"),
         ("https://0123456789@example.org/x", "https://***@example.org/x"),
-        ("postgres://ada:sesame@db/x", "postgres://***@db/x"),
+        ("postgres://keeper:sesame@db/x", "postgres://***@db/x"),
         ("https://x.org/a?X-Amz-Signature=99af&b=1", "https://x.org/a?X-Amz-Signature=***&b=1"),
         ("https://x.org/a?b=1&token=99af", "https://x.org/a?b=1&token=***"),
         ("AWS_SECRET_ACCESS_KEY=aaaa/bbbb+cccc/dddd", "AWS_SECRET_ACCESS_KEY=***"),
@@ -90,7 +90,7 @@ def test_credentials_are_hidden(text: str, shown: str) -> None:
         "git+ssh://git@github.com/keeper/acts",
         "https://example.org:8080/acts@v1",
         "https://example.org/acts?page=2",
-        "ada@example.org",
+        "keeper@example.org",
         "12:30: done, 3/4",
     ],
 )
@@ -151,22 +151,22 @@ def test_a_longer_secret_is_hidden_before_one_within_it() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/data/users/ada", "~"),
-        ("in /data/users/ada.", "in ~."),
-        ("'/data/users/ada/acts'", "'~/acts'"),
-        ("file:///data/users/ada/x", "file://~/x"),
-        (f"?cache={quote('/data/users/ada', safe='')}%2Fx", "?cache=~%2Fx"),
-        (r"\/data\/users\/ada\/x", r"~\/x"),
-        (r"a\n/data/users/ada/x", r"a\n~/x"),
+        ("/data/users/keeper", "~"),
+        ("in /data/users/keeper.", "in ~."),
+        ("'/data/users/keeper/acts'", "'~/acts'"),
+        ("file:///data/users/keeper/x", "file://~/x"),
+        (f"?cache={quote('/data/users/keeper', safe='')}%2Fx", "?cache=~%2Fx"),
+        (r"\/data\/users\/keeper\/x", r"~\/x"),
+        (r"a\n/data/users/keeper/x", r"a\n~/x"),
         ("/home/grace/x and /Users/grace", "/home/***/x and /Users/***"),
         (r"C:\Users\grace\x", r"C:\Users\***\x"),
         ("/home/grace: no such folder", "/home/***: no such folder"),
-        ("/scratch/lovelace/x", "/scratch/$USER/x"),
-        ("/scratch/lovelace", "/scratch/$USER"),
-        ("/tmp/pytest-of-lovelace/x", "/tmp/pytest-of-$USER/x"),
-        (r"D:\lovelace\x", r"D:\$USER\x"),
-        ("~lovelace/acts", "~$USER/acts"),
-        ("lovelace@gpu-node-17:/x", "$USER@$HOSTNAME:/x"),
+        ("/scratch/labuser/x", "/scratch/$USER/x"),
+        ("/scratch/labuser", "/scratch/$USER"),
+        ("/tmp/pytest-of-labuser/x", "/tmp/pytest-of-$USER/x"),
+        (r"D:\labuser\x", r"D:\$USER\x"),
+        ("~labuser/acts", "~$USER/acts"),
+        ("labuser@gpu-node-17:/x", "$USER@$HOSTNAME:/x"),
         ("http://gpu-node-17:8000/x", "http://$HOSTNAME:8000/x"),
         ("host='gpu-node-17', port=80", "host='$HOSTNAME', port=80"),
         (r"\\gpu-node-17\share", r"\\$HOSTNAME\share"),
@@ -181,13 +181,13 @@ def test_places_are_hidden(text: str, shown: str) -> None:
     "text",
     [
         "/data/users/adam/x",
-        "/data/users/ada.bak",
-        "lovelace, and gpu-node-17, are words",
-        "lovelace/acts@v1",
-        "acts/lovelace/cities/L01.safetensors: is damaged",
+        "/data/users/keeper.bak",
+        "labuser, and gpu-node-17, are words",
+        "labuser/acts@v1",
+        "acts/labuser/cities/L01.safetensors: is damaged",
         "/home/$USER/x and /home/***/x",
-        "https://huggingface.co/datasets/lovelace/acts",
-        "/scratch/lovelaces/x",
+        "https://huggingface.co/datasets/labuser/acts",
+        "/scratch/labusers/x",
         "https://example.org/home/licence",
         "/home/",
     ],
@@ -215,11 +215,11 @@ SLOW = {
     "queries": "?token=",
     "tokens": "hf_sk-",
     "homes": "/home/a",
-    "own homes in a piece": "/data/users/ada",
-    "names in paths": "/x/lovelace/a ",
-    "names in a piece": "/lovelace",
-    "names glued": "lovelace",
-    "names in an address": "http://x/lovelace",
+    "own homes in a piece": "/data/users/keeper",
+    "names in paths": "/x/labuser/a ",
+    "names in a piece": "/labuser",
+    "names glued": "labuser",
+    "names in an address": "http://x/labuser",
 }
 
 
@@ -248,11 +248,11 @@ def test_a_key_is_hidden_up_to_its_end_and_not_further() -> None:
 
 def test_names_are_those_of_user_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu-node-17.example.org")
-    monkeypatch.setattr(getpass, "getuser", lambda: "lovelace")
+    monkeypatch.setattr(getpass, "getuser", lambda: "labuser")
     assert {name for name, *_ in names_of_this_machine()} == {
         "gpu-node-17.example.org",
         "gpu-node-17",
-        "lovelace",
+        "labuser",
     }
     monkeypatch.setattr(socket, "gethostname", lambda: "base")
     monkeypatch.setattr(getpass, "getuser", lambda: "ubuntu")
@@ -305,7 +305,7 @@ def test_no_error_of_ours_repeats_a_secret(
     kind: type[errors.PtmechError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "open-sesame-1")
-    error = kind(f"no {HUB} at https://ada:sesame@example.org with open-sesame-1")
+    error = kind(f"no {HUB} at https://keeper:sesame@example.org with open-sesame-1")
     said = "no *** at https://***@example.org with ***"
     assert str(error) == said
     assert error.args == (said,)
@@ -315,9 +315,9 @@ def test_no_error_of_ours_repeats_a_secret(
 @pytest.mark.parametrize(
     "ref",
     [
-        "https://ada:sesame@example.org/acts",
-        "https://ada:sesame@example.org:port/acts",
-        "ftp://ada:sesame@example.org/acts",
+        "https://keeper:sesame@example.org/acts",
+        "https://keeper:sesame@example.org:port/acts",
+        "ftp://keeper:sesame@example.org/acts",
         f"https://example.org/acts?token={HUB}",
         f"hf://{HUB}@x/y/z",
     ],
