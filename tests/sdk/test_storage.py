@@ -342,6 +342,21 @@ def test_a_disk_that_refuses_is_one_line(folder: Path, monkeypatch: pytest.Monke
         files.path(entry())
 
 
+def test_a_disk_that_does_not_say_what_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path.stat
+
+    def fail(self: Path, **options: Any) -> os.stat_result:
+        if self.name == "b.bin":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return whole(self, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(StorageError, match="cannot be read: Too many open files"):
+        FolderSource(folder).fetch("a/b.bin")
+
+
 def test_a_file_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path, PurePosixPath
 from typing import Protocol, Self, runtime_checkable
 
 from ptmech._text import visible
-from ptmech.errors import ArtifactNotFoundError, IntegrityError, StrayLinkError
+from ptmech.errors import ArtifactNotFoundError, IntegrityError, StorageError, StrayLinkError
 from ptmech.hub_names import is_commit
 from ptmech.manifest import MANIFEST
 
@@ -108,16 +109,18 @@ class FolderSource:
         ------
         IntegrityError
             If it leads out of the folder, or to something that is not a regular file.
+        StorageError
+            If the disk does not say what is there.
         """
         local = self.root / path
         try:
             mode = local.stat().st_mode
         except (FileNotFoundError, NotADirectoryError):
             mode = stat.S_IFREG
-        except OSError as error:  # a circle of links, a folder that may not be entered
-            raise IntegrityError(
-                f"{path} of {self.name} cannot be read: {error.strerror}"
-            ) from error
+        except OSError as error:
+            # A circle of links is the artifact's fault, all else the disk's.
+            kind = IntegrityError if error.errno == errno.ELOOP else StorageError
+            raise kind(f"{path} of {self.name} cannot be read: {error.strerror}") from error
         if not self._is_inside(local):
             link = self._stray_link(path)
             raise StrayLinkError(
