@@ -42,7 +42,7 @@ test: $(READY) ## run the tests, on the demo artifact too (builds it if it is mi
 	$(BIN)/ptmech build demo --out artifacts/demo --quiet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-faults: $(READY) ## kill, cut off, fill up and attack, at length (see docs/durability.md)
+faults: $(READY) ## kill, cut off, fill up and attack, at length (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --at-length -n auto --maxprocesses 4 --dist loadfile
 
 families: $(READY) ## build every family of the paper with random weights, from a Hub in the test (half an hour)
