@@ -85,7 +85,7 @@ def run(plan: Plan, root: Path, progress: Progress, *, recheck: bool = False) ->
         If the disk refuses; finished units are kept.
     """
     started = perf_counter()
-    ways = {unit.name: f"{unit.key} {unit.demand}".rstrip() for unit in plan.units}
+    ways = {unit.name: unit.way for unit in plan.units}
     with at_work(root, ways, progress.line) as builder:
         writer = Writer(root, builder.temporary, recheck=recheck)
         bench = Workbench(plan.loaders(), root, progress)

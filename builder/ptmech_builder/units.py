@@ -136,6 +136,11 @@ class Unit(ABC):
         """The sha256 over the recipe."""
         return digest(canonical_json(self._whole_recipe))
 
+    @property
+    def way(self) -> str:
+        """Key and demand in one text: live builds whose texts differ do not share the unit."""
+        return f"{self.key} {self.demand}".rstrip()
+
     @cached_property
     def recipe_digests(self) -> Mapping[str, str]:
         """A short digest of each entry of the recipe: what changed, when the key does."""

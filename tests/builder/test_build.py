@@ -756,7 +756,7 @@ def test_a_unit_that_another_build_holds_is_put_off_and_then_found_finished(
     held = "acts.base.capitals.00000"
     made.clear()
     progress = Listening()
-    ways = {unit.name: f"{unit.key} {unit.demand}".rstrip() for unit in plan.units}
+    ways = {unit.name: unit.way for unit in plan.units}
     with ThreadPoolExecutor(1) as pool, at_work(root, ways) as other:
         with other.claim(held):
             racing = pool.submit(run, plan, root, progress)
@@ -862,7 +862,7 @@ def test_two_live_builds_that_ask_for_different_checks_are_refused(
 ) -> None:
     recipe, root = small(recipe), tmp_path / "artifact"
     card = card_in(tmp_path, recipe)
-    ways = {unit.name: f"{unit.key} {unit.demand}".rstrip() for unit in plan_of(card).units}
+    ways = {unit.name: unit.way for unit in plan_of(card).units}
     recipe["extraction"]["parity_rows"] = 6
     stricter = card_in(tmp_path, recipe, "stricter")
     with at_work(root, ways):
