@@ -11,7 +11,8 @@ from typing_extensions import override
 from ptmech.confidence.candidates import candidates_of
 from ptmech_builder.cards import CardFile, ConfidenceCard
 from ptmech_builder.rows import read_texts
-from ptmech_builder.units import Made, MeasuredUnit, Output, WeightsUnit, parquet_bytes
+from ptmech_builder.units import Made, MeasuredUnit, Output, parquet_bytes
+from ptmech_builder.weight_units import WeightsUnit
 from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:

@@ -30,15 +30,19 @@ from ptmech.live.models import (
 from ptmech.manifest import StoredDtype
 from ptmech.model_sources import ModelSource
 from ptmech.storage.tables import MAX_ROWS
+from ptmech_builder.activation_units import ActivationUnit
+from ptmech_builder.adapter_units import AdapterUnit
 from ptmech_builder.cards import Card, CardFile, DatasetCard, StageCard, TraceCard
 from ptmech_builder.dataset_files import Origin, dataset_file
 from ptmech_builder.neuron_units import neuron_units
 from ptmech_builder.prompts import Prompts, make_prompts, tokens_table
 from ptmech_builder.rows import read_rows
 from ptmech_builder.score_units import candidate_layers, refusal_units
+from ptmech_builder.table_units import TableUnit
 from ptmech_builder.trace_units import TraceUnit
 from ptmech_builder.truth_units import truth_datasets, truth_units
-from ptmech_builder.units import ActivationUnit, AdapterUnit, TableUnit, Unit, WeightsUnit
+from ptmech_builder.units import Unit
+from ptmech_builder.weight_units import WeightsUnit
 from ptmech_builder.worked_examples import with_worked_examples
 
 if TYPE_CHECKING:

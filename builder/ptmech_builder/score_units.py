@@ -15,18 +15,12 @@ from ptmech.directions import difference_in_means
 from ptmech.errors import DataError
 from ptmech.refusal.interventions import PLAIN_TEXT
 from ptmech.refusal.selection import unpruned
+from ptmech_builder.activation_units import ActivationUnit
 from ptmech_builder.cards import CardFile, RefusalCard
 from ptmech_builder.prompts import Prompts
 from ptmech_builder.rows import read_texts
-from ptmech_builder.units import (
-    ActivationUnit,
-    Made,
-    MeasuredUnit,
-    Output,
-    TableUnit,
-    Unit,
-    parquet_bytes,
-)
+from ptmech_builder.table_units import TableUnit
+from ptmech_builder.units import Made, MeasuredUnit, Output, Unit, parquet_bytes
 from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:

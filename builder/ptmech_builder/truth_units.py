@@ -12,15 +12,9 @@ from typing_extensions import override
 
 from ptmech._statements import Statements
 from ptmech.truth.steering import Questions, truth_shift
+from ptmech_builder.activation_units import ActivationUnit
 from ptmech_builder.cards import Card, TruthCard, TruthInterventionCard
-from ptmech_builder.units import (
-    ActivationUnit,
-    Made,
-    MeasuredUnit,
-    Output,
-    Unit,
-    parquet_bytes,
-)
+from ptmech_builder.units import Made, MeasuredUnit, Output, Unit, parquet_bytes
 from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:

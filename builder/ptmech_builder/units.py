@@ -7,19 +7,15 @@ their content. Same key, never redone; other key, never reused.
 from __future__ import annotations
 
 import io
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import polars as pl
 from typing_extensions import override
 
-from ptmech.errors import IntegrityError
 from ptmech.manifest import (
     ActivationFile,
     Extra,
@@ -28,9 +24,8 @@ from ptmech.manifest import (
     canonical_json,
 )
 from ptmech.manifest import ActivationUnit as FinishedBlock
-from ptmech_builder.prompts import Prompts
 from ptmech_builder.receipts import Receipt, recipe_digests
-from ptmech_builder.writer import digest, tensor_bytes
+from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:
     from ptmech_builder.workbench import Workbench
@@ -195,284 +190,6 @@ class MeasuredUnit(ExtraUnit):
             "compute_dtype": self.compute_dtype,
             "tokenizer": self.tokenizer,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableUnit(ExtraUnit):
-    """A Parquet table of the artifact."""
-
-    path: str
-    frame: pl.DataFrame
-
-    @property
-    @override
-    def kind(self) -> ExtraKind:
-        return "table"
-
-    @property
-    @override
-    def name(self) -> str:
-        return self.path.removesuffix(".parquet").replace("/", ".")
-
-    @override
-    def recipe(self) -> Mapping[str, Any]:
-        return {"path": self.path, "content": digest(self._bytes)}
-
-    @property
-    @override
-    def expected_bytes(self) -> int:
-        return len(self._bytes)
-
-    @override
-    def make(self, bench: Workbench) -> Made:
-        return Made(iter([Output(self.path, self._bytes)]), {})
-
-    @cached_property
-    def _bytes(self) -> bytes:
-        return parquet_bytes(self.frame)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivationUnit(Unit):
-    """A block of rows of one dataset through one stage: one pass, all sites and layers."""
-
-    identity: str
-    """Digest of weights and adapter."""
-    tokenizer: str
-    """Digest of the tokenizer."""
-    prompts: Prompts
-    """The rows of this block."""
-    block: int
-    n_blocks: int
-    first_row: int
-    layers: Mapping[str, tuple[int, ...]]
-    d_model: int
-    compute_dtype: StoredDtype
-    dtype: StoredDtype
-    tokens_per_batch: int
-    """Padded tokens of one forward pass; who shares a batch decides the lowest bits."""
-    parity_rows: int
-    tolerance: float
-
-    @property
-    @override
-    def kind(self) -> Kind:
-        return "activations"
-
-    @property
-    @override
-    def name(self) -> str:
-        return f"acts.{self.stage}.{self.prompts.dataset}.{self.block:05d}"
-
-    @override
-    def recipe(self) -> Mapping[str, Any]:
-        return {
-            "weights": self.identity,
-            "tokenizer": self.tokenizer,
-            "rows": digest(self.prompts.uids.astype("<u8").tobytes()),
-            "template": digest("".join(self.prompts.rendered_sha256).encode()),
-            "token_ids": digest(canonical_json({"": [*map(list, self.prompts.token_ids)]})),
-            "positions": list(self.prompts.positions),
-            "sites": {site: list(layers) for site, layers in self.layers.items()},
-            "blocks": [self.block, self.n_blocks, self.first_row],
-            "compute_dtype": self.compute_dtype,
-            "dtype": self.dtype,
-            "tokens_per_batch": self.tokens_per_batch,
-        }
-
-    @property
-    @override
-    def demand(self) -> str:
-        return f"{self.parity_rows} rows within {self.tolerance}"
-
-    @override
-    def accepts(self, receipt: Receipt) -> bool:
-        block = receipt.activation
-        checked = int(receipt.facts.get("parity_rows", 0))
-        wanted = min(self.parity_rows, self.prompts.uids.size)
-        return block is not None and block.parity <= self.tolerance and checked >= wanted
-
-    @property
-    @override
-    def tokens(self) -> int:
-        return self.prompts.tokens
-
-    @property
-    @override
-    def expected_files(self) -> int:
-        return sum(len(layers) for layers in self.layers.values())
-
-    @property
-    @override
-    def expected_bytes(self) -> int:
-        width = 2 if self.dtype != "float32" else 4
-        rows, positions = self.prompts.indices.shape
-        return self.expected_files * rows * (positions * self.d_model * width + 8)
-
-    @override
-    def make(self, bench: Workbench) -> Made:
-        from ptmech_builder.extract import check_parity, extract
-
-        sites = bench.sites(self.stage)
-        wanted = [(site, layer) for site, layers in self.layers.items() for layer in layers]
-        with bench.progress.bar(self.tokens, f"{self.stage} {self.prompts.dataset}") as bar:
-            found = extract(
-                sites,
-                self.prompts,
-                wanted,
-                dtype=self.dtype,
-                tokens_per_batch=self.tokens_per_batch,
-                advance=bar.update,
-            )
-        bench.check_sites(self.stage, self.prompts.token_ids[0], self.tolerance)
-        parity = check_parity(
-            sites, self.prompts, found, n_rows=self.parity_rows, tolerance=self.tolerance
-        )
-        files = (
-            Output(self._path(site, layer), self._bytes(site, layer, values), site, layer)
-            for (site, layer), values in found.items()
-        )
-        return Made(files, bench.stage_facts(self.stage), parity.worst, parity.rows)
-
-    @override
-    def entry(self, output: Output, file: FileEntry) -> ActivationFile:
-        return ActivationFile(
-            **file.model_dump(),
-            site=output.site,
-            layer=output.layer,
-            block=self.block,
-            rows=self.prompts.uids.size,
-        )
-
-    @override
-    def finished(self, made: Made) -> FinishedBlock:
-        return FinishedBlock(
-            key=self.key,
-            block=self.block,
-            first_row=self.first_row,
-            rows=self.prompts.uids.size,
-            parity=made.parity,
-        )
-
-    def _path(self, site: str, layer: int) -> str:
-        several = f".{self.block:05d}-of-{self.n_blocks:05d}" if self.n_blocks > 1 else ""
-        folder = f"acts/{self.stage}/{self.prompts.dataset}/{site}"
-        return f"{folder}/L{layer:02d}{several}.safetensors"
-
-    def _bytes(self, site: str, layer: int, values: np.ndarray) -> bytes:
-        about = {
-            "stage": self.stage,
-            "dataset": self.prompts.dataset,
-            "site": site,
-            "layer": layer,
-            "positions": list(self.prompts.positions),
-        }
-        uids = self.prompts.uids.astype(np.uint64)
-        return tensor_bytes({"activations": values, "row_uid": uids}, about)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterUnit(ExtraUnit):
-    """The adapter of a stage: with it the stage can be opened as a live model.
-
-    Weights are copied byte for byte; of the configuration the name of the model it was trained on
-    is left out, which is often a path of the machine that trained it.
-    """
-
-    folder: Path
-    sha256: Mapping[str, str]
-    """Digest of each file, by name."""
-
-    @property
-    @override
-    def kind(self) -> ExtraKind:
-        return "adapter"
-
-    @property
-    @override
-    def name(self) -> str:
-        return f"adapter.{self.stage}"
-
-    @override
-    def recipe(self) -> Mapping[str, Any]:
-        return {"adapter": dict(self.sha256)}
-
-    @property
-    @override
-    def expected_files(self) -> int:
-        return len(self.sha256)
-
-    @property
-    @override
-    def expected_bytes(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in self.sha256)
-
-    @override
-    def make(self, bench: Workbench) -> Made:
-        files: list[Output] = []
-        for name, promised in self.sha256.items():
-            data = (self.folder / name).read_bytes()
-            if digest(data) != promised:
-                raise IntegrityError(f"{name} of stage {self.stage!r} changed during the build")
-            if name.endswith(".json"):
-                data = canonical_json({**json.loads(data), "base_model_name_or_path": None})
-            files.append(Output(f"adapters/{self.stage}/{name}", data))
-        return Made(iter(files), {})
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsUnit(ExtraUnit):
-    """Statistics of one stage's unembedding and last MLP."""
-
-    identity: str
-    compute_dtype: StoredDtype
-    null_space_k: int
-    neurons: bool = True
-    """Whether the last MLP has neurons; a mixture of experts has not."""
-
-    @property
-    @override
-    def kind(self) -> ExtraKind:
-        return "weights"
-
-    @property
-    @override
-    def name(self) -> str:
-        return f"weights.{self.stage}"
-
-    @override
-    def recipe(self) -> Mapping[str, Any]:
-        return {
-            "weights": self.identity,
-            "compute_dtype": self.compute_dtype,
-            "null_space_k": self.null_space_k,
-            "neurons": self.neurons,
-        }
-
-    @property
-    @override
-    def expected_files(self) -> int:
-        return 1 + self.neurons
-
-    @override
-    def make(self, bench: Workbench) -> Made:
-        from ptmech.live.weight_statistics import (
-            neuron_statistics,
-            unembedding_statistics,
-            unembedding_tensors,
-        )
-
-        sites = bench.sites(self.stage)
-        about = {"convention": "folded_centered", "null_space_k": self.null_space_k}
-        folder = f"weights/{self.stage}"
-        statistics = unembedding_statistics(sites)
-        files: list[Output] = []
-        if self.neurons:
-            neurons = neuron_statistics(sites, statistics, self.null_space_k)
-            files.append(Output(f"{folder}/neurons.parquet", parquet_bytes(neurons)))
-        tensors = unembedding_tensors(statistics)
-        files.append(Output(f"{folder}/unembedding.safetensors", tensor_bytes(tensors, about)))
-        return Made(iter(files), bench.stage_facts(self.stage))
 
 
 def parquet_bytes(frame: pl.DataFrame) -> bytes:

@@ -49,10 +49,11 @@ from ptmech.errors import (
 )
 from ptmech.live.models.gguf import quiet_transformers
 from ptmech.verify import verify
+from ptmech_builder.activation_units import ActivationUnit
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.builders import at_work
 from ptmech_builder.progress import Progress
-from ptmech_builder.units import ActivationUnit, Unit
+from ptmech_builder.units import Unit
 from ptmech_builder.workbench import Workbench
 from ptmech_builder.writer import Writer
 

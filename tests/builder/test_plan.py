@@ -23,7 +23,7 @@ from tests.tiny import (
 import ptmech_builder.plan
 from ptmech.errors import CardError, DataError
 from ptmech_builder.plan import Plan
-from ptmech_builder.units import TableUnit
+from ptmech_builder.table_units import TableUnit
 
 DATASETS = ("capitals", "colours", "harmful", "harmless")
 STAGES = ("base", "tuned")

@@ -24,22 +24,15 @@ from ptmech.live.models.files import ModelIdentity
 from ptmech.live.models.loading import ModelShape
 from ptmech.manifest import StoredDtype
 from ptmech.model_sources import FolderModel
+from ptmech_builder.activation_units import ActivationUnit
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.cards import Card
 from ptmech_builder.dataset_files import Origin
 from ptmech_builder.plan import Plan, StagePlan
 from ptmech_builder.progress import Progress
 from ptmech_builder.prompts import Prompts
-from ptmech_builder.units import (
-    ActivationUnit,
-    ExtraKind,
-    ExtraUnit,
-    Made,
-    Output,
-    TableUnit,
-    Unit,
-    parquet_bytes,
-)
+from ptmech_builder.table_units import TableUnit
+from ptmech_builder.units import ExtraKind, ExtraUnit, Made, Output, Unit, parquet_bytes
 from ptmech_builder.workbench import Workbench
 
 DATASET = "facts"
