@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import override
 
+from ptmech.live.packing.cost import Packing
 from ptmech.manifest import ActivationFile, FileEntry, StoredDtype, canonical_json
 from ptmech.manifest import ActivationUnit as FinishedBlock
 from ptmech_builder.prompts import Prompts
@@ -17,6 +18,7 @@ from ptmech_builder.units import Kind, Made, Output, Unit
 from ptmech_builder.writer import digest, tensor_bytes
 
 if TYPE_CHECKING:
+    from ptmech.live.packing.running import Ran
     from ptmech_builder.workbench import Workbench
 
 
@@ -37,8 +39,10 @@ class ActivationUnit(Unit):
     d_model: int
     compute_dtype: StoredDtype
     dtype: StoredDtype
-    tokens_per_batch: int
-    """Padded tokens of one forward pass; who shares a batch decides the lowest bits."""
+    packing: Packing = "batches"
+    """How rows run together; who shares a forward decides the lowest bits."""
+    tokens_per_batch: int | None = None
+    """Tokens of one forward pass, padding included; None for the rule of the device."""
     parity_rows: int
     tolerance: float
 
@@ -65,6 +69,7 @@ class ActivationUnit(Unit):
             "blocks": [self.block, self.n_blocks, self.first_row],
             "compute_dtype": self.compute_dtype,
             "dtype": self.dtype,
+            "packing": self.packing,
             "tokens_per_batch": self.tokens_per_batch,
         }
 
@@ -103,14 +108,17 @@ class ActivationUnit(Unit):
 
         sites = bench.sites(self.stage)
         wanted = [(site, layer) for site, layers in self.layers.items() for layer in layers]
+        ran: list[Ran] = []
         with bench.progress.bar(self.tokens, f"{self.stage} {self.prompts.dataset}") as bar:
             found = extract(
                 sites,
                 self.prompts,
                 wanted,
                 dtype=self.dtype,
+                packing=self.packing,
                 tokens_per_batch=self.tokens_per_batch,
                 advance=bar.update,
+                note=ran.append,
             )
         bench.check_sites(self.stage, self.prompts.token_ids[0], self.tolerance)
         parity = check_parity(
@@ -120,7 +128,8 @@ class ActivationUnit(Unit):
             Output(self._path(site, layer), self._bytes(site, layer, values), site, layer)
             for (site, layer), values in found.items()
         )
-        return Made(files, bench.stage_facts(self.stage), parity.worst, parity.rows)
+        facts = {**bench.stage_facts(self.stage), "ran": asdict(ran[0])}
+        return Made(files, facts, parity.worst, parity.rows)
 
     @override
     def entry(self, output: Output, file: FileEntry) -> ActivationFile:

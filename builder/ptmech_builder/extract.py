@@ -1,13 +1,13 @@
 """Forward passes: from token ids to the activations of every wanted site and layer.
 
-Rows are sorted by length, filled into batches by a token budget and padded on the right; stored
-positions are gathered by explicit index inside the hooks, so that nothing else is kept.
+Rows run packed (:mod:`ptmech.live.packing`); stored positions are gathered by explicit index inside
+the hooks, so that nothing else is kept. A sample is then held against plain forwards of one row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from ptmech.errors import DataError, ParityError
+from ptmech.live.packing.cost import Packing
+from ptmech.live.packing.prefix_trees import Numbers, most_shared
+from ptmech.live.packing.running import Ran, run_packed
 from ptmech.live.plain_forward import plain_forward
-from ptmech.live.recording import record
 from ptmech.live.sites import ModelSites
 from ptmech.manifest import StoredDtype
 from ptmech_builder.prompts import Prompts
@@ -39,52 +41,16 @@ def wanted_layers(sites: Sequence[str], n_layers: int) -> dict[str, tuple[int, .
     return {site: (0,) if site == "resid_pre" else every for site in sites}
 
 
-def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Split rows into batches of similar length.
-
-    Parameters
-    ----------
-    lengths
-        Tokens of each row [rows].
-    budget
-        Padded tokens a batch may have. A single row longer than that is a batch of its own.
-
-    Yields
-    ------
-    numpy.ndarray
-        Row numbers; together every row exactly once.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    for stop in range(1, order.size + 1):
-        full = stop < order.size and lengths[order[stop]] * (stop + 1 - start) > budget
-        if full or stop == order.size:
-            yield order[start:stop]
-            start = stop
-
-
-def pad_right(token_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask [rows, tokens], padded on the right.
-
-    What stands in the padding does not matter: no token attends to it.
-    """
-    longest = max(len(ids) for ids in token_ids)
-    padded = torch.zeros(len(token_ids), longest, dtype=torch.long)
-    mask = torch.zeros_like(padded)
-    for row, ids in enumerate(token_ids):
-        padded[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    return padded.to(device), mask.to(device)
-
-
 def extract(
     sites: ModelSites,
     prompts: Prompts,
     wanted: Sequence[SiteLayer],
     *,
     dtype: StoredDtype,
-    tokens_per_batch: int,
+    packing: Packing = "batches",
+    tokens_per_batch: int | None = None,
     advance: Callable[[int], object] = lambda _tokens: None,
+    note: Callable[[Ran], object] = lambda _ran: None,
 ) -> Activations:
     """Run the prompts and gather the wanted sites at the stored positions.
 
@@ -98,10 +64,15 @@ def extract(
         (site, layer) pairs.
     dtype
         Element type of the result.
+    packing
+        Whether rows that begin alike share a sequence, or rows of similar length a batch.
     tokens_per_batch
-        Padded tokens of one forward pass.
+        Tokens of one forward pass, padding included; None for the rule of
+        :func:`ptmech.live.packing.cost.tokens_at_once`.
     advance
-        Called with the number of tokens of each finished batch.
+        Called with the number of tokens of the rows that are finished, a forward at a time.
+    note
+        Called once with how the rows were run in the end.
 
     Returns
     -------
@@ -111,19 +82,27 @@ def extract(
     Raises
     ------
     DataError
-        If an activation is not finite.
+        If an activation is not finite, or a row does not fit into memory.
     """
     rows, positions = prompts.indices.shape
     shape = (rows, positions, sites.d_model)
     found: Activations = {key: np.empty(shape, NUMPY_DTYPES[dtype]) for key in wanted}
-    for batch in batches(prompts.lengths, tokens_per_batch):
-        ids, mask = pad_right([prompts.token_ids[row] for row in batch], sites.device)
-        indices = torch.from_numpy(prompts.indices[batch])
-        with torch.inference_mode(), record(sites.model, wanted, indices) as recorded:
-            sites.body(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    def keep(batch: Numbers, recorded: Mapping[SiteLayer, Tensor]) -> None:
         for key, values in recorded.items():
             found[key][batch] = to_numpy(values, dtype)
         advance(int(prompts.lengths[batch].sum()))
+
+    ran = run_packed(
+        sites,
+        prompts.token_ids,
+        prompts.indices,
+        wanted,
+        packing=packing,
+        tokens_per_batch=tokens_per_batch,
+        take=keep,
+    )
+    note(ran)
     for (site, layer), values in found.items():
         if not np.isfinite(values.astype(np.float32, copy=False)).all():
             raise DataError(
@@ -160,15 +139,18 @@ def check_parity(
 ) -> ParityCheck:
     """Compare sampled rows with :func:`plain_forward`, one row at a time.
 
-    The deviation of a row is its largest absolute difference over the largest absolute value of the
-    plain row.
+    Besides `n_rows` rows spread over all, the sample has one that shares as many tokens with
+    another row as any does: where packing shares computation, it is proven there. The deviation of
+    a row is its largest absolute difference over the largest absolute value of the plain row.
 
     Raises
     ------
     ParityError
         If a row deviates by more than `tolerance`.
     """
-    rows = np.unique(np.linspace(0, prompts.uids.size - 1, n_rows).astype(int))
+    spread = np.linspace(0, prompts.uids.size - 1, n_rows).astype(int)
+    sharing = most_shared(prompts.token_ids)
+    rows = np.unique(spread if sharing is None else [*spread, sharing])
     worst = ParityCheck(0.0, rows.size, "")
     for row in rows.tolist():
         plain = plain_forward(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from ptmech.errors import CardError, DataError, unknown
@@ -32,12 +31,19 @@ from ptmech.model_sources import ModelSource
 from ptmech.storage.tables import MAX_ROWS
 from ptmech_builder.activation_units import ActivationUnit
 from ptmech_builder.adapter_units import AdapterUnit
-from ptmech_builder.cards import Card, CardFile, DatasetCard, StageCard, TraceCard
+from ptmech_builder.cards import Card, CardFile, DatasetCard, StageCard
 from ptmech_builder.dataset_files import Origin, dataset_file
 from ptmech_builder.neuron_units import neuron_units
+from ptmech_builder.packed_units import packed_units
+from ptmech_builder.plan_checks import (
+    require_layers,
+    require_neurons,
+    require_one_shape,
+    require_pairs,
+)
 from ptmech_builder.prompts import Prompts, make_prompts, tokens_table
 from ptmech_builder.rows import read_rows
-from ptmech_builder.score_units import candidate_layers, refusal_units
+from ptmech_builder.score_units import refusal_units
 from ptmech_builder.table_units import TableUnit
 from ptmech_builder.trace_units import TraceUnit
 from ptmech_builder.truth_units import truth_datasets, truth_units
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ptmech.live.model import LiveModel
+    from ptmech.live.packing.cost import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +109,8 @@ class Plan:
         Which stages, datasets and rows of the card were deselected; empty if none were.
     left_out
         Why units of the card are not part of this plan; empty if all are.
+    choices
+        By the name of each unit that runs rows: as a tree or in batches, and why.
     """
 
     card: Card
@@ -117,6 +126,7 @@ class Plan:
     units: tuple[Unit, ...]
     narrowed: str
     left_out: str
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
     @property
     def blocks(self) -> tuple[ActivationUnit, ...]:
@@ -182,10 +192,8 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
     if (total := sum(frame.height for frame in rows.values())) > MAX_ROWS:
         raise DataError(f"{total:,} rows are more than one artifact holds, {MAX_ROWS:,}")
     stages = tuple(_plan_stage(card_file, stage, dataset_cards, rows) for stage in stage_cards)
+    require_one_shape(stages)
     shape = stages[0].shape
-    if len({(stage.shape.n_layers, stage.shape.d_model) for stage in stages}) > 1:
-        described = ", ".join(f"{s.card.name} {s.shape.n_layers}x{s.shape.d_model}" for s in stages)
-        raise CardError(f"stages of one family need the same layers and width: {described}")
 
     from ptmech.live.recording import PARITY_TOLERANCE
     from ptmech_builder.extract import wanted_layers
@@ -193,8 +201,8 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
     extraction = card.extraction
     dtype = selection.dtype or extraction.dtype
     layers = wanted_layers(extraction.sites, shape.n_layers)
-    _require_layers(card, shape)
-    _require_neurons(card, stages)
+    require_layers(card, shape)
+    require_neurons(card, stages)
     tolerance = extraction.parity_tolerance or max(
         PARITY_TOLERANCE[dtype], PARITY_TOLERANCE[extraction.compute_dtype]
     )
@@ -210,9 +218,14 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
         ),
     ]
     forward: list[Unit] = []
+    choices: dict[str, Choice] = {}
     for stage in stages:
         for dataset in dataset_cards:
-            forward += _activation_units(card, stage, dataset, layers, dtype, tolerance)
+            packed = packed_units(
+                extraction, stage, dataset, layers=layers, dtype=dtype, tolerance=tolerance
+            )
+            forward += [each.unit for each in packed]
+            choices |= {each.unit.name: each.choice for each in packed}
         if stage.adapter is not None and stage.card.ship_adapter:
             forward.append(
                 AdapterUnit(
@@ -243,51 +256,10 @@ def make_plan(card_file: CardFile, selection: Selection) -> Plan:
         layers=layers,
         tolerance=tolerance,
         units=(*tables, *forward, *comparing),
+        choices=choices,
         narrowed=_narrowed(card, selection),
         left_out="; ".join(filter(None, (not_compared, _missing_neurons(card, stages)))),
     )
-
-
-def _require_neurons(card: Card, stages: Sequence[StagePlan]) -> None:
-    """Check that neurons that are to be ablated can be chosen by their output weights."""
-    if card.confidence is None:
-        return
-    for stage in stages:
-        if stage.without_neurons:
-            raise CardError(
-                f"confidence ablates neurons, which stage {stage.card.name!r} does not show: "
-                f"{stage.without_neurons}; leave that section out"
-            )
-
-
-def _missing_neurons(card: Card, stages: Sequence[StagePlan]) -> str:
-    """Say for which stages weight statistics are of the unembedding alone."""
-    if card.weights is None:
-        return ""
-    missing = (f"{s.card.name} ({s.without_neurons})" for s in stages if s.without_neurons)
-    listed = ", ".join(missing)
-    return f"neuron statistics of {listed}" if listed else ""
-
-
-def _require_layers(card: Card, shape: ModelShape) -> None:
-    """Check what only the model's shape tells, before anything runs."""
-    asked = {
-        "truth.layer": card.truth.layer if card.truth else 0,
-        "refusal.layer": card.refusal.layer if card.refusal else 0,
-        **{
-            f"refusal.stages.{name}.layer": place.layer or 0
-            for name, place in (card.refusal.stages if card.refusal else {}).items()
-        },
-        "refusal.candidates.layers": max(candidate_layers(card.refusal, shape.n_layers), default=0),
-    }
-    for key, layer in asked.items():
-        if layer >= shape.n_layers:
-            raise CardError(f"{key} = {layer}, but the models have layers 0..{shape.n_layers - 1}")
-    if card.weights is not None and card.weights.null_space_k >= shape.d_model:
-        raise CardError(
-            f"weights.null_space_k = {card.weights.null_space_k} must be below the models' width, "
-            f"{shape.d_model}"
-        )
 
 
 def _selected(
@@ -344,38 +316,13 @@ def _plan_stage(
     )
 
 
-def _activation_units(
-    card: Card,
-    stage: StagePlan,
-    dataset: DatasetCard,
-    layers: Mapping[str, tuple[int, ...]],
-    dtype: StoredDtype,
-    tolerance: float,
-) -> list[ActivationUnit]:
-    extraction = card.extraction
-    step = extraction.rows_per_block
-    prompts = stage.prompts[dataset.name]
-    every = np.arange(prompts.uids.size)
-    starts = range(0, every.size, step)
-    return [
-        ActivationUnit(
-            stage=stage.card.name,
-            identity=stage.identity.digest,
-            tokenizer=stage.tokenizer_sha256,
-            prompts=prompts.take(every[first : first + step]),
-            block=block,
-            n_blocks=len(starts),
-            first_row=first,
-            layers=layers,
-            d_model=stage.shape.d_model,
-            compute_dtype=extraction.compute_dtype,
-            dtype=dtype,
-            tokens_per_batch=extraction.tokens_per_batch,
-            parity_rows=extraction.parity_rows,
-            tolerance=tolerance,
-        )
-        for block, first in enumerate(starts)
-    ]
+def _missing_neurons(card: Card, stages: Sequence[StagePlan]) -> str:
+    """Say for which stages weight statistics are of the unembedding alone."""
+    if card.weights is None:
+        return ""
+    missing = (f"{s.card.name} ({s.without_neurons})" for s in stages if s.without_neurons)
+    listed = ", ".join(missing)
+    return f"neuron statistics of {listed}" if listed else ""
 
 
 def _comparing_units(
@@ -396,7 +343,7 @@ def _comparing_units(
     if not whole:
         return [], "traces and scores need every stage, every row and their datasets"
     for trace in card.traces:
-        _require_pairs(trace, rows[trace.dataset], stages[0].tokenizer)
+        require_pairs(trace, rows[trace.dataset], stages[0].tokenizer)
         if len({stage.prompts[trace.dataset].digest for stage in stages}) > 1:
             raise CardError(
                 f"traces of {trace.dataset!r} patch one stage's tokens into another's, but the "
@@ -429,18 +376,3 @@ def _by_shared_models(stages: Sequence[StagePlan]) -> list[tuple[StagePlan, Stag
         for earlier in reversed(stages[:number]):
             ordered += [(earlier, stage), (stage, earlier)]
     return ordered
-
-
-def _require_pairs(
-    trace: TraceCard, rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Check that the statements make prompts to trace, before any model runs."""
-    from ptmech.knowledge import completion_prompts, pairs
-
-    try:
-        if trace.form == "completion":  # pairs are of facts the models know: not known yet
-            completion_prompts(rows, examples=trace.examples)
-        else:
-            pairs(rows, tokenizer, **trace.options)
-    except DataError as error:
-        raise DataError(f"traces of {trace.dataset!r}: {error}") from error

@@ -35,7 +35,7 @@ Kind = ExtraKind | Literal["activations"]
 
 SEMANTICS: Mapping[Kind, int] = {
     "table": 1,
-    "activations": 2,
+    "activations": 3,
     "weights": 2,
     "adapter": 1,
     "trace": 3,
@@ -123,7 +123,7 @@ class Unit(ABC):
 
     @property
     def reads_units(self) -> bool:
-        """Whether it reads files of units that come before it."""
+        """Whether it reads files of units that come before it, and that read none themselves."""
         return False
 
     @cached_property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.tiny import Family, Recipe, tiny_family, to_toml, write_card
@@ -99,6 +99,8 @@ def test_a_card_is_read_as_written(tmp_path: Path) -> None:
     assert card.datasets[1].positions == (-2, -1)
     assert card.extraction.dtype == "bfloat16"
     assert card.extraction.compute_dtype == "float32"
+    assert card.extraction.packing == "auto"
+    assert card.extraction.tokens_per_batch is None
     assert card.refusal is None
     assert card.traces == ()
 
@@ -163,6 +165,8 @@ def test_nothing_is_suggested_where_nothing_is_close(tmp_path: Path) -> None:
         ("positions = [-2, -1]", "positions = [-2, 0]", "datasets.1.positions.1"),
         ("positions = [-2, -1]", "positions = []", "datasets.1.positions"),
         ('dtype = "bfloat16"', 'dtype = "int8"', "extraction.dtype"),
+        ('dtype = "bfloat16"', 'packing = "trees"', "extraction.packing"),
+        ('dtype = "bfloat16"', "tokens_per_batch = 0", "extraction.tokens_per_batch"),
         ("layer = 1", "layer = -1", "truth.layer"),
         ('hub = "owner/model"', 'hub = "model"', "stages.1.model.hub"),
         ('revision = "main"', 'revision = ""', "stages.1.model.revision"),
@@ -298,6 +302,7 @@ def recipe_text(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return family.recipe(tmp_path_factory.mktemp("recipe"))
 
 
+@settings(deadline=None)  # whoever else computes here decides the time
 @given(
     table=st.sampled_from(sorted(TABLES)), key=st.from_regex(r"[a-z][a-z_]{0,12}", fullmatch=True)
 )

@@ -53,8 +53,9 @@ def test_a_plan_says_what_a_build_will_do(built: Built, tmp_path: Path) -> None:
     assert found["total"]["tokens"] == built.report.tokens
     lines = fine("plan", built.card, "--out", out).stdout.splitlines()
     assert lines[0].split() == ["what", "units", "done", "tokens", "files", "bytes"]
-    assert len(lines) == 2 + len(found["plan"])
-    assert lines[-1].split()[:3] == ["total", str(built.report.done), "0"]
+    last = 1 + len(found["plan"])
+    assert lines[last].split()[:3] == ["total", str(built.report.done), "0"]
+    assert lines[last + 1] == ""
     assert not out.exists()
 
 
@@ -72,6 +73,64 @@ def test_a_plan_says_what_is_left_out(built: Built) -> None:
     assert "left out: traces and scores need every stage" in fine(*narrowed).stdout
     found = json.loads(fine(*narrowed, "--json").stdout)
     assert {row["what"] for row in found["plan"]} == {"table", "activations base", "weights base"}
+
+
+def test_a_plan_says_how_rows_will_run(built: Built, tmp_path: Path) -> None:
+    found = json.loads(fine("plan", built.card, "--json", "--out", tmp_path).stdout)["packing"]
+    assert [(row["stage"], row["dataset"]) for row in found] == [
+        (stage, name)
+        for stage in ("base", "tuned")
+        for name in ("capitals", "colours", "harmful", "harmless")
+    ]
+    capitals = found[0]
+    assert capitals["packing"] == "tree"  # every row begins with "The city of "
+    assert capitals["run_tokens"] < capitals["tokens"]
+    assert capitals["cost_ratio"] < 1
+    told = fine("plan", built.card, "--out", tmp_path).stdout.splitlines()
+    [line] = [line for line in told if line.startswith("capitals")]  # the same for both stages
+    shown = [f"{capitals['tokens']:,}", f"{capitals['run_tokens']:,}"]
+    assert line.split() == ["capitals", "tree", *shown, f"{capitals['cost_ratio']:.2f}"]
+
+
+def test_a_plan_estimates_hours_of_another_model(built: Built, tmp_path: Path) -> None:
+    asked = ("plan", built.card, "--out", tmp_path, "--shape", "llama-3.1-70b", "--tokens", "1e9")
+    on = ("--on", "h100", "--workers", 8)
+    found = json.loads(fine(*asked, *on, "--json").stdout)["estimate"]
+    for stage in found["stages"]:
+        assert stage["prompt_tokens"] == 1e9
+        assert stage["weight_bytes"] == 2 * 70_553_706_496
+        assert stage["devices"] == 2
+        hours: float = stage["flops"] / (0.4 * 989e12) / 3600 / 8
+        assert stage["hours"] == pytest.approx(hours)
+        assert stage["device_hours"] == pytest.approx(16 * hours)
+    assert found["hours"] == pytest.approx(sum(stage["hours"] for stage in found["stages"]))
+    shown = fine(*asked, *on).stdout
+    assert "assumed 0.4 of a peak of 989 TFLOPS in bfloat16" in shown
+    assert "141.1 GB a worker, on 2 h100" in shown
+    rate = fine(*asked, "--tokens-per-second", 5000).stdout
+    assert "assumed 5,000 tokens a second, as given" in rate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--on", "h10"), "unknown device 'h10'; did you mean 'h100'"),
+        (("--shape", "llama-3.1-7b"), "did you mean 'llama-3.1-70b'"),
+        (("--workers", 2), "--on DEVICE or --tokens-per-second RATE"),
+        (("--on", "h100", "--workers", 0), "at least one worker"),
+        (("--on", "h100", "--utilisation", 1.5), "1.5"),
+        (("--tokens-per-second", 0), "above 0"),
+        (("--tokens", -1), "above 0"),
+        (("--tokens", "nan"), "above 0"),
+    ],
+)
+def test_an_estimate_that_cannot_be_is_one_line(
+    built: Built, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    result = ptmech("plan", built.card, "--out", tmp_path, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert message in line
 
 
 def test_build_makes_the_artifact(recipe: Recipe, tmp_path: Path) -> None:

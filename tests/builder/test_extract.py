@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -26,14 +25,15 @@ from tests.tiny_models import (
 from torch import Tensor
 
 from ptmech.errors import DataError, ParityError
+from ptmech.live.packing.cost import tokens_at_once
+from ptmech.live.packing.prefix_trees import Tree
+from ptmech.live.packing.running import Ran
 from ptmech.live.recording import PARITY_TOLERANCE
 from ptmech.live.sites import ModelSites
 from ptmech_builder.extract import (
     Activations,
-    batches,
     check_parity,
     extract,
-    pad_right,
     to_numpy,
     wanted_layers,
 )
@@ -47,15 +47,23 @@ POSITIONS = (-3, -1)
 LENGTHS = (5, 3, 9, 3, 12, 7, 4, 11)
 
 
-def some_prompts(lengths: tuple[int, ...] = LENGTHS, *, seed: int = 0) -> Prompts:
-    rng = np.random.default_rng(seed)
+def as_prompts(token_ids: list[list[int]]) -> Prompts:
     return Prompts(
         dataset="things",
-        uids=np.arange(10, 10 + len(lengths), dtype=np.uint64),
-        token_ids=[rng.integers(0, VOCABULARY, length).tolist() for length in lengths],
+        uids=np.arange(10, 10 + len(token_ids), dtype=np.uint64),
+        token_ids=token_ids,
         positions=POSITIONS,
-        rendered_sha256=[""] * len(lengths),
+        rendered_sha256=[""] * len(token_ids),
     )
+
+
+def some_prompts(lengths: tuple[int, ...] = LENGTHS, *, seed: int = 0) -> Prompts:
+    """Rows of which the third, fifth and eighth begin alike."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, VOCABULARY, length).tolist() for length in lengths]
+    for row in (4, 7):
+        rows[row][:6] = rows[2][:6]
+    return as_prompts(rows)
 
 
 def by_hand(model: Any, prompts: Prompts) -> dict[tuple[str, int], np.ndarray]:
@@ -104,17 +112,19 @@ def prompts() -> Prompts:
     return some_prompts()
 
 
+@pytest.mark.parametrize("packing", ["tree", "batches"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_site_layer_and_position_equals_a_forward_by_hand(
-    family: str, prompts: Prompts
+    family: str, packing: str, prompts: Prompts
 ) -> None:
     model = tiny_model(family)
-    found = extracted(model, prompts)
+    found = extracted(model, prompts, packing=packing)
     assert found["resid_post", 0].shape == (len(LENGTHS), len(POSITIONS), D_MODEL)
     assert found["resid_post", 0].dtype == np.float32
     assert_close(found, by_hand(model, prompts))
     parity = check_parity(ModelSites.of(model), prompts, found, n_rows=4, tolerance=1e-4)
     assert 0 <= parity.worst <= 1e-5
+    # Four rows spread over all; the one that shares most is among them.
     assert parity.rows == 4
 
 
@@ -135,43 +145,32 @@ def test_the_stream_equals_transformers_own_hidden_states(llama: Any, prompts: P
 
 
 @settings(max_examples=25, deadline=None)
-@given(budget=st.integers(1, 150), order=st.permutations(range(len(LENGTHS))))
+@given(
+    budget=st.none() | st.integers(1, 150),
+    order=st.permutations(range(len(LENGTHS))),
+    packing=st.sampled_from(["tree", "batches"]),
+)
 def test_neither_padding_nor_neighbours_nor_budget_change_a_row(
-    llama: Any, prompts: Prompts, budget: int, order: list[int]
+    llama: Any, prompts: Prompts, budget: int | None, order: list[int], packing: str
 ) -> None:
     alone = extracted(llama, prompts, tokens_per_batch=1)
     rows = np.array(order)
-    found = extracted(llama, prompts.take(rows), tokens_per_batch=budget)
+    found = extracted(llama, prompts.take(rows), tokens_per_batch=budget, packing=packing)
     assert_close(found, {key: values[rows] for key, values in alone.items()})
 
 
-def test_the_bar_advances_by_every_token_once(llama: Any, prompts: Prompts) -> None:
+@pytest.mark.parametrize("packing", ["tree", "batches"])
+def test_the_bar_advances_by_every_token_once(llama: Any, prompts: Prompts, packing: str) -> None:
     steps: list[int] = []
-    extracted(llama, prompts, advance=steps.append)
+    extracted(llama, prompts, advance=steps.append, packing=packing)
     assert len(steps) > 1
     assert sum(steps) == sum(LENGTHS)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 60), max_size=40).map(np.array),
-    budget=st.integers(1, 200),
-)
-def test_batches_hold_every_row_once_and_keep_the_budget(lengths: np.ndarray, budget: int) -> None:
-    split = list(batches(lengths, budget))
-    rows = np.concatenate(split) if split else np.array([])
-    assert sorted(rows) == list(range(lengths.size))
-    for batch in split:
-        assert batch.size == 1 or lengths[batch].max() * batch.size <= budget
-    for before, after in pairwise(split):
-        # Sorted, and greedy: the next row would not have fitted.
-        assert lengths[before].max() <= lengths[after].min()
-        assert lengths[after].min() * (before.size + 1) > budget
-
-
-def test_padding_stands_on_the_right() -> None:
-    ids, mask = pad_right([[7, 8], [9]], torch.device("cpu"))
-    assert ids.tolist() == [[7, 8], [9, 0]]
-    assert mask.tolist() == [[1, 1], [1, 0]]
+def test_how_it_ran_is_noted_once(llama: Any, prompts: Prompts) -> None:
+    noted: list[Ran] = []
+    extracted(llama, prompts, note=noted.append, packing="tree", tokens_per_batch=None)
+    assert noted == [Ran(packing="tree", tokens_per_batch=tokens_at_once("tree", "cpu"))]
 
 
 def test_wanted_layers_store_the_embeddings_once() -> None:
@@ -326,3 +325,27 @@ def test_a_batched_forward_that_differs_from_a_plain_one_is_noticed(
         broken = extracted(llama, prompts, tokens_per_batch=200)
     with pytest.raises(ParityError, match="nothing was written"):
         check(llama, prompts, broken)
+
+
+def test_the_sample_has_a_row_that_shares(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[9, 9, 1], [3, 4, 5, 6], [7, 7, 7], [3, 4, 5, 8], [2, 2, 2, 2, 2]]
+    prompts = as_prompts(rows)
+    whole = extracted(llama, prompts, packing="tree")
+    assert check(llama, prompts, whole, n_rows=2) <= 1e-5
+    # A mask by which branches see each other breaks only the rows that share.
+    monkeypatch.setattr(
+        Tree, "visible", lambda tree, _window=None: np.tri(tree.n_tokens, dtype=np.bool_)
+    )
+    broken = extracted(llama, prompts, packing="tree", tokens_per_batch=5)
+    for place in WANTED:  # the rows that two of a sample would be
+        np.testing.assert_allclose(broken[place][[0, 4]], whole[place][[0, 4]], atol=1e-4)
+    with pytest.raises(ParityError, match=r"row [13] deviates"):
+        check(llama, prompts, broken, n_rows=2)
+
+
+def test_where_nothing_is_shared_the_sample_is_spread_over_all(llama: Any) -> None:
+    prompts = as_prompts([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]])
+    found = extracted(llama, prompts)
+    sites = ModelSites.of(llama)
+    assert check_parity(sites, prompts, found, n_rows=2, tolerance=1e-4).rows == 2
+    assert check_parity(sites, prompts, found, n_rows=9, tolerance=1e-4).rows == 4

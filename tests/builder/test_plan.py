@@ -23,6 +23,7 @@ from tests.tiny import (
 import ptmech_builder.plan
 from ptmech.errors import CardError, DataError
 from ptmech_builder.plan import Plan
+from ptmech_builder.plan_summary import packing_lines
 from ptmech_builder.table_units import TableUnit
 
 DATASETS = ("capitals", "colours", "harmful", "harmless")
@@ -146,6 +147,13 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         set_extraction(dtype="bfloat16"),
         ACTS_BASE | ACTS_TUNED | SCORES | CANDIDATES,
     ),
+    "packing": (
+        set_extraction(packing="batches"),
+        {"acts.base.capitals.00000", "acts.tuned.capitals.00000"},  # the others run so anyway
+    ),
+    "tokens of a forward": (
+        set_extraction(tokens_per_batch=128), ACTS_BASE | ACTS_TUNED | SCORES | CANDIDATES,
+    ),
     "sites": (
         set_extraction(sites=["resid_pre", "resid_post"]),
         ACTS_BASE | ACTS_TUNED | SCORES | CANDIDATES,
@@ -218,6 +226,42 @@ def test_plain_text_decides_scores(recipe: Recipe, tmp_path: Path) -> None:
 
 
 # Plans -----------------------------------------------------------------------------------------
+
+
+def test_rows_run_as_trees_where_that_is_cheaper(recipe: Recipe, tmp_path: Path) -> None:
+    plan = plan_of(card_in(tmp_path, recipe))
+    for unit in plan.blocks:
+        choice = plan.choices[unit.name]
+        assert unit.packing == choice.packing
+        assert choice.packing == ("tree" if choice.ratio < 0.95 else "batches")
+    found = {unit.prompts.dataset: unit.packing for unit in plan.blocks}
+    assert found["capitals"] == "tree"
+
+
+@pytest.mark.parametrize("packing", ["tree", "batches"])
+def test_a_card_may_say_how_rows_run(recipe: Recipe, tmp_path: Path, packing: str) -> None:
+    recipe["extraction"]["packing"] = packing
+    plan = plan_of(card_in(tmp_path, recipe))
+    assert {unit.packing for unit in plan.blocks} == {packing}
+    assert {choice.why for choice in plan.choices.values()} == {"the card says so"}
+
+
+def test_a_model_without_trees_runs_batches_and_says_why(recipe: Recipe, tmp_path: Path) -> None:
+    config = Path(recipe["stages"][0]["model"]["path"]) / "config.json"
+    described = json.loads(config.read_text())
+    model = save_model(tmp_path / "model")
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    (model / "config.json").write_text(json.dumps({**described, "rope_parameters": rope}))
+    recipe["stages"][0]["model"]["path"] = str(model)
+    plan = plan_of(card_in(tmp_path, recipe))
+    assert {unit.packing for unit in plan.blocks if unit.stage == "base"} == {"batches"}
+    assert "tree" in {unit.packing for unit in plan.blocks if unit.stage == "tuned"}
+    assert "dynamic" in plan.choices["acts.base.capitals.00000"].why
+    assert [line for line in packing_lines(plan) if line.startswith("no trees for base: ")]
+    recipe["extraction"]["packing"] = "tree"
+    with pytest.raises(CardError, match=r"stage 'base' cannot run: .*dynamic.*'auto'") as caught:
+        plan_of(card_in(tmp_path, recipe))
+    assert "\n" not in str(caught.value)
 
 
 def test_stages_of_other_shapes_are_no_family(recipe: Recipe, tmp_path: Path) -> None:

@@ -141,7 +141,11 @@ class Extraction(Schema):
     compute_dtype: StoredDtype = "float32"
     dtype: StoredDtype = "float32"
     rows_per_block: Annotated[int, Field(ge=1)] = 2048
-    tokens_per_batch: Annotated[int, Field(ge=1)] = 2048
+    packing: Literal["auto", "tree", "batches"] = "auto"
+    """How rows run together: ``tree`` (prompts that begin alike share those tokens), ``batches`` of
+    similar length, or ``auto``, whichever is cheaper and possible."""
+    tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of one forward pass, padding included; by default it follows from the device."""
     parity_rows: Annotated[int, Field(ge=1)] = 3
     parity_tolerance: float | None = None
     """Largest accepted relative deviation; by default it follows from the element types."""

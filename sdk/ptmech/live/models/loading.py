@@ -51,14 +51,22 @@ _NO_CODE = ("contains custom code", "does not recognize this architecture")
 
 
 class ModelShape(Frozen):
-    """How many decoder blocks a model has, and how wide its residual stream is.
-
-    `has_neurons` tells whether its last MLP is one, and not a mixture of experts.
-    """
+    """What is known of a model before its weights are there."""
 
     n_layers: int
+    """Decoder blocks."""
     d_model: int
+    """Width of the residual stream."""
     has_neurons: bool = True
+    """Whether its last MLP is one, and not a mixture of experts."""
+    without_tree: str = ""
+    """Why it cannot run texts that begin alike as prefix trees; empty if it can."""
+    parameters: int = 0
+    """All of them, tied ones once; 0 if not counted."""
+    block_weights: int = 0
+    """Elements of the weight matrices of all blocks together; 0 if not counted."""
+    attention_width: int = 0
+    """Query heads times their width; 0 if not known."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def load_shape(source: ModelSource) -> ModelShape:
-    """Read number of layers and width from the configuration, without loading weights.
+    """Read a model's shape from its configuration, without loading weights.
 
     Raises
     ------
@@ -144,6 +152,7 @@ def load_shape(source: ModelSource) -> ModelShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from ptmech.live.packing.support import without_tree
     from ptmech.live.sites import ModelSites
 
     with quiet_transformers():
@@ -153,10 +162,15 @@ def load_shape(source: ModelSource) -> ModelShape:
         config = config.get_text_config()
         with torch.device("meta"):
             sites = ModelSites.of(AutoModelForCausalLM.from_config(config))
+    heads = config.num_attention_heads
     return ModelShape(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         has_neurons=sites.has_neurons,
+        without_tree=without_tree(config),
+        parameters=sum(parameter.numel() for parameter in sites.model.parameters()),
+        block_weights=sum(p.numel() for p in sites.layers.parameters() if p.ndim > 1),
+        attention_width=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
     )
 
 
