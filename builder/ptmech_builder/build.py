@@ -8,22 +8,25 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from typing import Final
 
 from ptmech.errors import StorageError
 from ptmech.manifest import MANIFEST, Manifest, canonical_json
 from ptmech_builder.assembly import assemble
-from ptmech_builder.builders import AT_ONCE, PATIENTLY, Builder, at_work
+from ptmech_builder.builders import Builder, at_work
+from ptmech_builder.making import Making, standing_of, withdraw
 from ptmech_builder.plan import Plan
 from ptmech_builder.progress import Progress
 from ptmech_builder.receipts import Receipt, Standing
+from ptmech_builder.shards import Shard, independent
 from ptmech_builder.units import Unit
 from ptmech_builder.workbench import Workbench
 from ptmech_builder.writer import Writer
 
-ATTEMPTS = 3
+ATTEMPTS: Final = 3
 """How often the units of a plan are made, at most, when they are lost again meanwhile."""
 
-RECORDED = ("ptmech", "torch", "transformers", "tokenizers", "numpy", "polars", "zarr")
+RECORDED: Final = ("ptmech", "torch", "transformers", "tokenizers", "numpy", "polars", "zarr")
 """Packages whose versions a receipt records."""
 
 
@@ -44,20 +47,31 @@ class BuildReport:
     tokens, seconds
         Tokens that went through a model now, and wall-clock time.
     manifest
-        The finished artifact's manifest.
+        The finished artifact's manifest; None if a shard is done and others are not.
+    missing
+        How many units have to be finished by others before a shard can go on.
     """
 
     done: int
     reused: int
     tokens: int
     seconds: float
-    manifest: Manifest
+    manifest: Manifest | None
     elsewhere: int = 0
     again: Mapping[str, str] = field(default_factory=dict)
     swept: int = 0
+    missing: int = 0
 
 
-def run(plan: Plan, root: Path, progress: Progress, *, recheck: bool = False) -> BuildReport:
+def run(
+    plan: Plan,
+    root: Path,
+    progress: Progress,
+    *,
+    recheck: bool = False,
+    shard: Shard | None = None,
+    beginning: Shard | None = None,
+) -> BuildReport:
     """Build an artifact, or finish one.
 
     Several builds of one card may run on one folder: they share its units.
@@ -72,6 +86,13 @@ def run(plan: Plan, root: Path, progress: Progress, *, recheck: bool = False) ->
         Where bars and lines go.
     recheck
         Whether to hash finished files again though nobody has touched them.
+    shard
+        Only the units of this shard are made, without waiting for any that another build is
+        making. Once every unit that reads no others is finished, by whomever, the build goes on
+        like any other; until then it ends without a manifest.
+    beginning
+        The shard to begin with, for builds that share everything and still had better not all
+        load the same models.
 
     Raises
     ------
@@ -91,41 +112,60 @@ def run(plan: Plan, root: Path, progress: Progress, *, recheck: bool = False) ->
         bench = Workbench(plan.loaders(), root, progress)
         found = _look(plan, writer, progress)
         _say_what_was_found(plan.card.name, found, builder.swept, progress)
-        if any(standing.damaged for standing in found.values()):
-            _withdraw(builder, writer)
-        made: list[Unit] = []
-        manifest, now = None, found
-        while manifest is None:
-            made += _make_missing(plan.units, now, bench, writer, builder)
-            with builder.claim(MANIFEST):
-                # Meanwhile a file may have been lost, or a unit begun anew by another build.
-                now = standings(plan.units, Writer(root))
+        manifest, now, missing = None, found, 0
+        with Making(bench, writer, builder, _versions) as making:
+            if any(standing.damaged for standing in found.values()):
+                making.in_turn(lambda: withdraw(builder, writer))
+            if shard is not None:
                 bench.receipts = finished_among(now)
-                if len(bench.receipts) == len(plan.units):
-                    manifest = assemble(plan, bench.receipts, writer)
-                    writer.put_if_new(MANIFEST, canonical_json(manifest))
-                elif len(made) > ATTEMPTS * len(plan.units):
+                making.make_unclaimed(shard.units(plan.units))
+                now = standings(plan.units, Writer(root))
+                missing = sum(now[unit.name].receipt is None for unit in independent(plan.units))
+            while manifest is None and not missing:
+                bench.receipts = finished_among(now)
+                making.make(plan.units if beginning is None else beginning.first(plan.units))
+                now, manifest = making.in_turn(lambda: _conclude(plan, builder, writer))
+                if manifest is None and len(making.made) > ATTEMPTS * len(plan.units):
                     raise StorageError(
                         f"{root}: files vanish as fast as they are made; see to who else is at "
                         "work there"
                     )
-    here = {unit.name for unit in made}
+    here = {unit.name for unit in making.made}
     finished = {*finished_among(found)}
+    by_now = {*finished_among(now)}
     return BuildReport(
         done=len(here),
-        reused=len(plan.units) - len(here),
-        elsewhere=len(plan.units) - len(here | finished),
-        tokens=sum(unit.tokens for unit in made),
+        reused=len(by_now - here),
+        elsewhere=len(by_now - here - finished),
+        tokens=sum(unit.tokens for unit in making.made),
         seconds=perf_counter() - started,
         manifest=manifest,
-        again={unit.name: reason for unit in made if (reason := found[unit.name].reason)},
+        again={unit.name: reason for unit in making.made if (reason := found[unit.name].reason)},
         swept=builder.swept,
+        missing=missing,
     )
+
+
+def _conclude(
+    plan: Plan, builder: Builder, writer: Writer
+) -> tuple[Mapping[str, Standing], Manifest | None]:
+    """Write the manifest if every unit stands; tell how they do.
+
+    Meanwhile a file may have been lost, or a unit begun anew by another build.
+    """
+    with builder.claim(MANIFEST):
+        now = standings(plan.units, Writer(writer.root))
+        receipts = finished_among(now)
+        if len(receipts) < len(plan.units):
+            return now, None
+        manifest = assemble(plan, receipts, writer)
+        writer.put_if_new(MANIFEST, canonical_json(manifest))
+        return now, manifest
 
 
 def standings(units: Sequence[Unit], writer: Writer) -> dict[str, Standing]:
     """Tell of every unit whether it is finished in the writer's folder, and if not, why."""
-    return {unit.name: _standing(unit, writer) for unit in units}
+    return {unit.name: standing_of(unit, writer) for unit in units}
 
 
 def finished_among(found: Mapping[str, Standing]) -> dict[str, Receipt]:
@@ -166,95 +206,12 @@ def _look(plan: Plan, writer: Writer, progress: Progress) -> dict[str, Standing]
     found: dict[str, Standing] = {}
     with progress.bar(len(plan.units), "looking at what is finished", "unit") as bar:
         for unit in plan.units:
-            standing = _standing(unit, writer)
+            standing = standing_of(unit, writer)
             if standing.receipt is not None and standing.hashed:
                 standing = Standing(writer.mark_anew(standing.receipt))
             found[unit.name] = standing
             bar.update()
     return found
-
-
-def _withdraw(builder: Builder, writer: Writer, unit: str = "") -> None:
-    """Take the manifest away, and a unit's receipt, while nobody is writing a manifest."""
-    with builder.claim(MANIFEST):
-        writer.withdraw()
-        if unit:
-            writer.begin(unit)
-
-
-def _standing(unit: Unit, writer: Writer) -> Standing:
-    found = writer.standing(unit.name, unit.key, unit.recipe_digests)
-    if found.receipt is not None and not unit.accepts(found.receipt):
-        return Standing(None, "checked less strictly than the card now asks")
-    return found
-
-
-def _make_missing(
-    units: Sequence[Unit],
-    found: Mapping[str, Standing],
-    bench: Workbench,
-    writer: Writer,
-    builder: Builder,
-) -> list[Unit]:
-    """Make what is missing, and gather every receipt; return the units made here.
-
-    A unit that another build is making is put off, until only such are left or one is needed.
-    """
-    bench.receipts = finished_among(found)
-    made: list[Unit] = []
-    put_off: list[Unit] = []
-
-    def settle(unit: Unit, seconds: float) -> bool:
-        with builder.claim(unit.name, seconds) as held:
-            if not held:
-                return False
-            finished = _standing(unit, writer).receipt  # by another build, since we looked
-            if finished is None:
-                finished = _finish(unit, bench, writer, builder)
-                made.append(unit)
-            bench.receipts[unit.name] = finished
-            return True
-
-    def settle_put_off() -> None:
-        for unit in put_off:
-            settle(unit, PATIENTLY)
-        put_off.clear()
-
-    for unit in units:
-        if unit.name in bench.receipts:
-            continue
-        if unit.reads_units:
-            settle_put_off()
-        if not settle(unit, AT_ONCE):
-            put_off.append(unit)
-    settle_put_off()
-    return made
-
-
-def _finish(unit: Unit, bench: Workbench, writer: Writer, builder: Builder) -> Receipt:
-    """Make a unit, write its files, then its receipt."""
-    started = perf_counter()
-    made = unit.make(bench)
-    # The unit replaces files of the artifact that may stand here: it is no longer whole.
-    _withdraw(builder, writer, unit.name)
-    entries = tuple(
-        unit.entry(output, writer.put(output.path, output.data)) for output in made.files
-    )
-    receipt = writer.finish(
-        Receipt(
-            unit=unit.name,
-            key=unit.key,
-            recipe=unit.recipe_digests,
-            activation=unit.finished(made),
-            files=entries,
-            facts={**made.facts, "parity_rows": made.rows},
-            versions=bench.shared("versions", _versions),
-        )
-    )
-    seconds = perf_counter() - started
-    rate = f", {unit.tokens / seconds:,.0f} tokens/s" if unit.tokens else ""
-    bench.progress.line(f"{unit.name}: {len(entries)} files, {seconds:.1f} s{rate}")
-    return receipt
 
 
 def _versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,7 @@ NEEDED: Final = (
     "ptmech.live.generation",
     "ptmech.live.weight_statistics",
     "ptmech_builder.commands",
+    "ptmech_builder.engines",
 )
 """Modules that a build imports on its way."""
 
@@ -256,6 +258,7 @@ def _fork(home: _Home, job: Job) -> int:
 
 def _live(home: _Home, job: Job, gate: int, outcome: Path, errors: Path) -> int:
     """Be the child: wait, build, tell."""
+    _begin_the_thread_that_writes()
     nowhere = os.open(os.devnull, os.O_RDWR)
     told = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(nowhere, 0)
@@ -278,6 +281,15 @@ def _live(home: _Home, job: Job, gate: int, outcome: Path, errors: Path) -> int:
     json.dump(_call(card, job), result)
     result.close()
     return 0
+
+
+def _begin_the_thread_that_writes() -> None:
+    """Have it there, asleep, before the build: so it can be traced from its first call on."""
+    from ptmech_builder import making
+
+    thread = ThreadPoolExecutor(1)
+    thread.submit(os.getpid).result()
+    making.ThreadPoolExecutor = lambda *_args, **_options: thread  # type: ignore[assignment]
 
 
 def _command(card: Path, job: Job) -> int:

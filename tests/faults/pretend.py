@@ -166,6 +166,11 @@ class MeansUnit(ExtraUnit):
     def name(self) -> str:
         return f"means.{self.stage}"
 
+    @property
+    @override
+    def reads_units(self) -> bool:
+        return True
+
     @override
     def recipe(self) -> Mapping[str, Any]:
         return {"stage": self.stage, "blocks": list(self.blocks)}

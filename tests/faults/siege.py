@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.faults import checks
 from tests.faults.nursery import Ended, Job, Nursery
-from tests.faults.tracing import Call, calls_on, traced
+from tests.faults.tracing import Call, calls_on, thread_aside, traced
 
 
 @dataclass
@@ -68,9 +68,12 @@ class Siege:
     def calls(self) -> list[Call]:
         """Every system call of an undisturbed build on its folder."""
         root = self.fresh()
-        ended, log = self.strike(root, "")
+        log = self.folder / "trace"
+        child = self.nursery.fork(self._traceable_job(root))
+        with traced(child.pid, log):
+            ended = child.release().wait()
         assert (ended.code, ended.error) == (0, ()), ended
-        calls = calls_on(log, root)
+        calls = calls_on(log, root, child.pid)
         assert calls
         return calls
 
@@ -94,16 +97,19 @@ class Siege:
             shutil.copytree(self.before, root)
         return root
 
-    def strike(self, root: Path, inject: str) -> tuple[Ended, Path]:
-        """Build under strace; return how that ended and the trace."""
+    def strike(self, root: Path, inject: str, *, aside: bool) -> tuple[Ended, Path]:
+        """Build under strace, which attacks one thread; return how that ended and the trace."""
         log = self.folder / "trace"
-        job = self.job(root)
-        if self.command:
-            job = replace(job, command=True, options=(*job.options, "--quiet"))
-        child = self.nursery.fork(job)
-        with traced(child.pid, log, inject):
+        child = self.nursery.fork(self._traceable_job(root))
+        with traced(thread_aside(child.pid) if aside else child.pid, log, inject):
             ended = child.release().wait()
         return ended, log
+
+    def _traceable_job(self, root: Path) -> Job:
+        job = self.job(root)
+        if not self.command:
+            return job
+        return replace(job, command=True, options=(*job.options, "--quiet"))
 
     def aftermath(self, root: Path) -> list[str]:
         """Return what is wrong now, and after the same build has been run again."""
@@ -127,7 +133,7 @@ class Siege:
     def kill(self, call: Call) -> tuple[bool, list[str]]:
         """Kill a build as it makes a call; tell whether it died of it, and what is wrong."""
         root = self.fresh()
-        ended, _ = self.strike(root, f"{call.name}:signal=KILL:when={call.nth}")
+        ended, _ = self.strike(root, f"{call.name}:signal=KILL:when={call.nth}", aside=call.aside)
         where = call.line.replace(str(self.folder), "")
         return ended.killed, [f"killed at {where}: {what}" for what in self.aftermath(root)]
 

@@ -38,11 +38,13 @@ def sweep(siege: Siege, faults: Faults) -> tuple[int, int, list[str]]:
     injected, gave_up, violations = 0, 0, []
     for call, error in faults:
         root = siege.fresh()
-        ended, log = siege.strike(root, f"{call.name}:error={error}:when={call.nth}")
+        ended, log = siege.strike(
+            root, f"{call.name}:error={error}:when={call.nth}", aside=call.aside
+        )
         hit = [line for line in log.read_text(errors="replace").splitlines() if "INJECTED" in line]
         wrong: list[str] = []
-        # strace counts for each thread: what it hit in another one, say an event that wakes a
-        # worker, cannot fail that way, so only what is left in the folder counts.
+        # Builds are alike, not equal: of what was hit elsewhere only what is left in the folder
+        # counts.
         if hit and all(str(root) in line for line in hit):
             injected += 1
             gave_up += ended.code == UNMET

@@ -90,13 +90,13 @@ def test_the_build_after_a_kill_may_be_killed_too(
     died, violations = 0, []
     for call in spread(plain.changes, 40 if at_length else 2, SEED + 1):
         root = plain.fresh()
-        injections = [f"{call.name}:signal=KILL:when={call.nth}"]
+        injections = [(f"{call.name}:signal=KILL:when={call.nth}", call.aside)]
         injections += [
-            f"{chance.choice(FOLDER_CALLS)}:signal=KILL:when={chance.randint(1, 12)}"
+            (f"{chance.choice(FOLDER_CALLS)}:signal=KILL:when={chance.randint(1, 12)}", True)
             for _ in range(2)
         ]
-        for inject in injections:
-            died += plain.strike(root, inject)[0].killed
+        for inject, aside in injections:
+            died += plain.strike(root, inject, aside=aside)[0].killed
         violations += [f"killed at {injections}: {what}" for what in plain.aftermath(root)]
     record_property("kills survived", died)
     assert not violations, "\n".join(violations)

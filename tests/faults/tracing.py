@@ -1,8 +1,9 @@
 """System calls of a build: seen by strace, and made to fail or to kill by it.
 
-strace counts calls for each thread and each name of a call. A point of attack is therefore the
-n-th call of a name, taken from the trace of an undisturbed build: builds are alike enough for it
-to be found again. Afterwards the trace tells what was really hit.
+A build computes in its first thread and writes in another. strace counts calls for each thread and
+each name of a call. A point of attack is therefore the n-th call of a name in one of the two, taken
+from the trace of an undisturbed build: builds are alike enough for it to be found again. Only that
+thread is then attacked. Afterwards the trace tells what was really hit.
 """
 
 from __future__ import annotations
@@ -44,11 +45,14 @@ class Call:
         How many calls of this name its thread has made by then, this one counted.
     line
         What strace wrote of it.
+    aside
+        Whether it is made by the thread that writes, not by the first one.
     """
 
     name: str
     nth: int
     line: str
+    aside: bool
 
     @property
     def changes(self) -> bool:
@@ -81,13 +85,14 @@ def traced(pid: int, log: Path, inject: str = "") -> Iterator[None]:
     Parameters
     ----------
     pid
-        A process that waits.
+        A process that waits; if something is injected, the only thread that is traced.
     log
         File for the trace.
     inject
         What to inject, as strace's option has it: ``fsync:error=EIO:when=3``.
     """
-    command = ["strace", "-f", "-q", "-y", "-s", "0", "-o", str(log), "-p", str(pid)]
+    command = ["strace", "-q", "-y", "-s", "0", "-o", str(log), "-p", str(pid)]
+    command += [] if inject else ["-f"]
     # What is injected into has to be traced; nothing else needs to be, then.
     command += ["-e", f"trace={inject.partition(':')[0] or WATCHED}"]
     command += ["-e", f"inject={inject}"] if inject else []
@@ -111,8 +116,18 @@ def _is_traced(pid: int) -> bool:
     return int(re.search(r"TracerPid:\s*(\d+)", status)[1]) != 0  # type: ignore[index]
 
 
-def calls_on(log: Path, root: Path) -> list[Call]:
-    """Return the calls that have to do with a folder, in order."""
+def thread_aside(pid: int) -> int:
+    """Return the thread of a process that waits which is not its first one."""
+    deadline = time.monotonic() + _ATTACH_SECONDS
+    while len(threads := os.listdir(f"/proc/{pid}/task")) != 2:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"a build that waits has {len(threads)} threads, not two")
+        time.sleep(0.002)
+    return next(int(thread) for thread in threads if int(thread) != pid)
+
+
+def calls_on(log: Path, root: Path, pid: int) -> list[Call]:
+    """Return the calls of a process that have to do with a folder, in order."""
     seen: Counter[tuple[str, str]] = Counter()
     found: list[Call] = []
     for line in log.read_text(errors="replace").splitlines():
@@ -122,7 +137,7 @@ def calls_on(log: Path, root: Path) -> list[Call]:
         thread, name, rest = match["thread"] or "", match["name"], match["rest"]
         seen[thread, name] += 1
         if os.fspath(root) in rest:
-            found.append(Call(name, seen[thread, name], line))
+            found.append(Call(name, seen[thread, name], line, aside=thread != str(pid)))
     return found
 
 
