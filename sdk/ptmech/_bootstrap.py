@@ -76,14 +76,17 @@ def auroc(
     array of shape [replicates]
         NaN in a replicate that drew one class only.
     """
-    order = np.argsort(scores, kind="stable")
-    ranked, is_true, by_rank = scores[order], labels[order], weights[:, order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    positive = np.add.reduceat(by_rank * is_true, starts, axis=1)
-    negative = np.add.reduceat(by_rank * ~is_true, starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    wins = np.sum(positive * below, axis=1)
+    true, false = np.flatnonzero(labels), np.flatnonzero(~labels)
+    ranked = false[np.argsort(scores[false], kind="stable")]
+    of_true, of_false = weights.T[true], weights.T[ranked]
+    # The weight of the false rows before each place in their ranking.
+    before = np.zeros((len(false) + 1, len(weights)))
+    np.cumsum(of_false, axis=0, out=before[1:])
+    lowest, highest = (
+        np.searchsorted(scores[ranked], scores[true], side=side) for side in ("left", "right")
+    )
+    wins = np.einsum("tr,tr->r", of_true, (before[lowest] + before[highest]) / 2)
+    pairs = of_true.sum(axis=0) * before[-1]
     return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 

@@ -13,12 +13,16 @@ from ptmech import _bootstrap
 from ptmech._statements import Statements
 from ptmech._truth_probes import TruthProbe
 from ptmech.errors import DataError
+from ptmech.probes.class_sums import Cells
 
 Centering = Literal["train", "each"]
 """What the held-out dataset is centred by, see :func:`ptmech.truth.transfer`."""
 
 PROBES = ("own_earlier", "own_later", "transferred", "difference")
 """What is compared; ``difference`` is transferred minus own_later."""
+
+MEAN = "mean"
+"""Name of the rows over all datasets."""
 
 MEASURES = ("accuracy", "auroc")
 
@@ -51,63 +55,154 @@ class Fold:
             )
         return cls(train, test)
 
-    def measure(
-        self,
-        statements: Statements,
-        activations: Sequence[NDArray[np.float64]],
-        probe: TruthProbe,
-        *,
-        centering: Centering,
-        n_bootstrap: int,
-        seed: int,
-    ) -> Replicates:
-        """Train a probe on each stage and measure what both read from the held-out dataset.
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Each dataset of some statements left out once, and how its rows are resampled.
+
+    It depends on the statements alone and serves all layers and stages.
+
+    Attributes
+    ----------
+    statements
+        All rows.
+    folds
+        One for each dataset, in their order.
+    cells
+        The rows by dataset, label and the folds that train on them.
+    weights
+        For each fold, how often each test row counts [1 + n_bootstrap, test rows]: once in the test
+        set itself, then in each replicate as often as its group was drawn.
+    """
+
+    statements: Statements
+    folds: tuple[Fold, ...]
+    cells: Cells
+    weights: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def of(cls, statements: Statements, *, n_bootstrap: int, seed: int) -> Self:
+        """Leave out each dataset once.
 
         Parameters
         ----------
         statements
-            All rows.
-        activations
-            Of the earlier and of the later stage, [n, d_model] each.
+            Rows of two or more datasets.
+        n_bootstrap, seed
+            See :func:`ptmech.truth.transfer`.
+
+        Raises
+        ------
+        DataError
+            If that leaves nothing to train on.
+        """
+        folds = [Fold.leaving_out(statements, each) for each in range(len(statements.datasets))]
+        weights: list[NDArray[np.float64]] = []
+        for fold in folds:
+            drawn = _bootstrap.group_weights(statements.groups[fold.test], n_bootstrap, seed)
+            once = np.ones((1, drawn.shape[1]))
+            # Column by column in memory: that is how measures pick and sum them.
+            weights.append(np.asfortranarray(np.concatenate([once, drawn])))
+        samples = np.stack([fold.train for fold in folds])
+        cells = Cells.of(statements.owner, statements.labels, samples)
+        return cls(statements, tuple(folds), cells, tuple(weights))
+
+    def measure(
+        self,
+        stored: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]]],
+        probe: TruthProbe,
+        centering: Centering,
+    ) -> list[Replicates]:
+        """Train a probe on each stage, fold by fold, and measure what both read from the rest.
+
+        Parameters
+        ----------
+        stored
+            Activations of the earlier and of the later stage, each by dataset, as
+            :meth:`Statements.stored` returns them.
         probe
             What to train.
-        centering, n_bootstrap, seed
+        centering
             See :func:`ptmech.truth.transfer`.
+
+        Returns
+        -------
+        list
+            The values of each fold.
         """
-        truth = statements.labels[self.test]
-        (of_earlier, in_earlier), (of_later, in_later) = (
-            self._train(statements, stage, probe, centering) for stage in activations
-        )
+        earlier, later = (self._train(stage, probe, centering) for stage in stored)
+        return [
+            self._compare(fold, weights, probe, of_earlier, of_later)
+            for fold, weights, of_earlier, of_later in zip(
+                self.folds, self.weights, earlier, later, strict=True
+            )
+        ]
+
+    def _train(
+        self, stored: Sequence[NDArray[Any]], probe: TruthProbe, centering: Centering
+    ) -> list[_Trained]:
+        """Return for each fold one stage's fitted probe and its held-out rows, centred."""
+        statements = self.statements
+        centred, means = statements.centred_datasets(stored)
+        samples = np.stack([fold.train for fold in self.folds])
+        fitted = probe.fit_samples(statements, centred, samples, self.cells)
+        trained: list[_Trained] = []
+        for held_out, (fold, estimator) in enumerate(zip(self.folds, fitted, strict=True)):
+            features = centred[fold.test]
+            if centering == "train":
+                owners = np.unique(statements.owner[fold.train])
+                learned = means[owners] + statements.means(centred, fold.train)
+                features = features + (means[held_out] - learned.mean(axis=0))
+            trained.append((estimator, features))
+        return trained
+
+    def _compare(
+        self,
+        fold: Fold,
+        weights: NDArray[np.float64],
+        probe: TruthProbe,
+        earlier: _Trained,
+        later: _Trained,
+    ) -> Replicates:
+        """Return the measures of the probes of both stages on one dataset held out."""
+        truth = self.statements.labels[fold.test]
+        (of_earlier, in_earlier), (of_later, in_later) = earlier, later
         readings = {
             "own_earlier": (of_earlier, in_earlier),
             "own_later": (of_later, in_later),
             "transferred": (of_earlier, in_later),
         }
-        drawn = _bootstrap.group_weights(statements.groups[self.test], n_bootstrap, seed)
-        weights = np.concatenate([np.ones((1, len(truth))), drawn])
         values: dict[tuple[str, str], NDArray[np.float64]] = {}
         for name, (fitted, features) in readings.items():
-            correct = fitted.predict(features) == truth
-            values[name, "accuracy"] = _bootstrap.accuracy(correct, weights)
-            values[name, "auroc"] = _bootstrap.auroc(probe.scores(fitted, features), truth, weights)
+            predicted, scores = probe.read(fitted, features)
+            values[name, "accuracy"] = _bootstrap.accuracy(predicted == truth, weights)
+            values[name, "auroc"] = _bootstrap.auroc(scores, truth, weights)
         for measure in MEASURES:
             own, transferred = values["own_later", measure], values["transferred", measure]
             values["difference", measure] = transferred - own
         return values
 
-    def _train(
-        self,
-        statements: Statements,
-        activations: NDArray[np.float64],
-        probe: TruthProbe,
-        centering: Centering,
-    ) -> tuple[Any, NDArray[np.float64]]:
-        """Return one stage's fitted probe, and the stage's held-out rows, centred."""
-        training, means = statements.centred(activations, self.train)
-        fitted = probe.fit(training, statements.labels[self.train], statements.polarity[self.train])
-        if centering == "each":
-            return fitted, statements.centred(activations, self.test)[0]
-        return fitted, activations[self.test] - means.mean(axis=0)
+    def table(self, replicates: Sequence[Replicates]) -> list[dict[str, Any]]:
+        """Return the rows of a result: each dataset held out, then the mean over them.
+
+        Parameters
+        ----------
+        replicates
+            What :meth:`measure` returned.
+        """
+        rows: list[dict[str, Any]] = []
+        for name, fold, values in zip(
+            self.statements.datasets, self.folds, replicates, strict=True
+        ):
+            sizes = {"n_test": int(fold.test.sum()), "n_train": int(fold.train.sum())}
+            rows += [{"dataset": name, **row, **sizes} for row in table_rows(values)]
+        sizes = {"n_test": len(self.statements.labels), "n_train": None}
+        rows += [{"dataset": MEAN, **row, **sizes} for row in table_rows(average(replicates))]
+        return rows
+
+
+_Trained = tuple[Any, NDArray[np.float64]]
+"""A fitted estimator and the rows that its stage has of the dataset held out."""
 
 
 def average(replicates: Sequence[Replicates]) -> Replicates:

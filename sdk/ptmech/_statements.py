@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -85,18 +85,43 @@ class Statements:
             groups=table["group"].to_numpy().astype(np.str_),
         )
 
+    def stored(
+        self, artifact: Artifact, stage: str, *, site: str, layer: int, position: int
+    ) -> list[NDArray[Any]]:
+        """Return each dataset's activations [rows, d_model], mapped as they are stored."""
+        artifact.prefetch(self.datasets, stage, site, layer, extras=False)
+        return [
+            artifact.activations(name, stage, site=site, layer=layer, position=position, dtype=None)
+            for name in self.datasets
+        ]
+
     def activations(
         self, artifact: Artifact, stage: str, *, site: str, layer: int, position: int
     ) -> NDArray[np.float64]:
         """Return the activations [n, d_model] of all rows, float64, as they are stored."""
-        artifact.prefetch(self.datasets, stage, site, layer, extras=False)
-        return np.concatenate(
-            [
-                artifact.activations(
-                    name, stage, site=site, layer=layer, position=position, dtype=np.float64
-                )
-                for name in self.datasets
-            ]
+        stored = self.stored(artifact, stage, site=site, layer=layer, position=position)
+        return np.concatenate(stored, dtype=np.float64)
+
+    def centred_datasets(
+        self, stored: Sequence[NDArray[Any]]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Widen each dataset's activations and take its mean out of them.
+
+        Parameters
+        ----------
+        stored
+            What :meth:`stored` returns.
+
+        Returns
+        -------
+        centred : array of shape [n, d_model], float64
+            All rows. A column that does not vary within its dataset is exactly zero.
+        means : array of shape [datasets, d_model], float64
+            What was taken out.
+        """
+        rows = [centred_columns(block.astype(np.float64)) for block in stored]
+        return np.concatenate([block for block, *_ in rows]), np.stack(
+            [mean for _, mean, _ in rows]
         )
 
     def centred(
@@ -125,6 +150,36 @@ class Statements:
             chosen[mine], mean, _ = centred_columns(chosen[mine])
             means.append(mean)
         return chosen, np.stack(means)
+
+    def recentred(
+        self, centred: NDArray[np.float64], rows: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Return the chosen rows, each centred by the mean of its dataset's chosen rows.
+
+        Parameters
+        ----------
+        centred : array of shape [n, d_model]
+            All rows, as :meth:`centred_datasets` centres them. Datasets that are chosen whole come
+            back bit for bit.
+        rows : array of shape [n], bool
+            The chosen rows.
+
+        Returns
+        -------
+        array of shape [chosen rows, d_model]
+        """
+        chosen, owner = centred[rows], self.owner[rows]
+        for index in np.intersect1d(owner, self.owner[~rows]):
+            mine = owner == index
+            chosen[mine] = centred_columns(chosen[mine])[0]
+        return chosen
+
+    def means(
+        self, activations: NDArray[np.float64], rows: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Return the means [datasets with chosen rows, d_model] of the chosen rows [n]."""
+        owners = np.unique(self.owner[rows])
+        return np.stack([activations[rows & (self.owner == each)].mean(axis=0) for each in owners])
 
     def halves(self, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Deal the groups into two halves at random, evenly by dataset and label.

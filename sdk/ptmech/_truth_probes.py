@@ -11,7 +11,8 @@ from sklearn.utils.validation import has_fit_parameter
 
 from ptmech._statements import Statements
 from ptmech.errors import DataError
-from ptmech.probes import MassMeanProbe, make_probe
+from ptmech.probes import LinearProbe, MassMeanProbe, fit_logistic_line, make_probe
+from ptmech.probes.class_sums import Cells, ClassSums
 
 
 class TruthProbe:
@@ -57,11 +58,47 @@ class TruthProbe:
         unfitted: Any = clone(self._template)
         return unfitted.fit(activations, labels, **extra)
 
-    def scores(self, fitted: Any, activations: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return a score [n] that grows with the probability of "true"."""
+    def fit_samples(
+        self,
+        statements: Statements,
+        centred: NDArray[np.float64],
+        samples: NDArray[np.bool_],
+        cells: Cells,
+    ) -> list[Any]:
+        """Fit an estimator on each of several samples of the rows.
+
+        Parameters
+        ----------
+        statements
+            All rows.
+        centred : array of shape [n, d]
+            Their activations, as :meth:`Statements.centred_datasets` centres them.
+        samples : array of shape [samples, n], bool
+            Rows of each sample. In each, every dataset is centred by its own mean.
+        cells
+            The rows in cells, by dataset, label and samples.
+
+        Returns
+        -------
+        list
+            A fitted estimator a sample. Mass-mean probes share what sums they can.
+        """
+        if type(self._template) is MassMeanProbe:
+            return self._fit_mass_means(self._template, statements, centred, samples, cells)
+        return [self._fit_recentred(statements, centred, rows) for rows in samples]
+
+    def read(
+        self, fitted: Any, activations: NDArray[np.float64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return what an estimator predicts [n], and a score [n] that grows with it being true."""
+        if isinstance(fitted, LinearProbe):
+            log_odds = fitted.decision_function(activations)
+            return log_odds > 0, log_odds
+        predicted = np.asarray(fitted.predict(activations))
         if hasattr(fitted, "decision_function"):
-            return np.asarray(fitted.decision_function(activations), dtype=np.float64)
-        return np.asarray(fitted.predict_proba(activations)[:, 1], dtype=np.float64)
+            return predicted, np.asarray(fitted.decision_function(activations), dtype=np.float64)
+        likely = fitted.predict_proba(activations)[:, 1]
+        return predicted, np.asarray(likely, dtype=np.float64)
 
     def directions(
         self,
@@ -90,6 +127,34 @@ class TruthProbe:
         if type(self._template) is MassMeanProbe and not self._template.whiten:
             return _differences_in_means(statements, activations, samples)
         return np.stack([self._direction(statements, activations, rows) for rows in samples])
+
+    def _fit_recentred(
+        self, statements: Statements, centred: NDArray[np.float64], rows: NDArray[np.bool_]
+    ) -> Any:
+        training = statements.recentred(centred, rows)
+        return self.fit(training, statements.labels[rows], statements.polarity[rows])
+
+    def _fit_mass_means(
+        self,
+        template: MassMeanProbe,
+        statements: Statements,
+        centred: NDArray[np.float64],
+        samples: NDArray[np.bool_],
+        cells: Cells,
+    ) -> list[Any]:
+        template.require_shrinkage()
+        sums = ClassSums(centred, cells)
+        directions = sums.differences
+        alone: dict[int, Any] = {}
+        if template.whiten:
+            for sample, direction in enumerate(sums.whitened(template.shrinkage)):
+                if direction is None:
+                    alone[sample] = self._fit_recentred(statements, centred, samples[sample])
+                else:
+                    directions[sample] = direction
+        lines = fit_logistic_line(sums.projections(directions), statements.labels, where=samples)
+        shared = MassMeanProbe.along(directions, lines)
+        return [alone.get(sample, probe) for sample, probe in enumerate(shared)]
 
     def _direction(
         self,

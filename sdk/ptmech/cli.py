@@ -262,6 +262,9 @@ def truth(
     later: Later = None,
     layer: Annotated[int | None, typer.Option(help="Layer of the probes; else the card's.")] = None,
     probe: Annotated[str, typer.Option(help="Probe of the transfer.")] = "mass_mean",
+    every_layer: Annotated[
+        bool, typer.Option("--sweep", help="Also test the probes at every layer.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare how two stages represent truth: directions by layer, transfer of probes."""
@@ -272,6 +275,7 @@ def truth(
     first, last = _stages(artifact, earlier, later)
     similarity = perspective.similarity(artifact, first, last)
     transfer = perspective.transfer(artifact, first, last, layer, probe=probe)
+    sweep = perspective.sweep(artifact, first, last, probe=probe) if every_layer else None
     effects = _if_stored(perspective.effects, artifact)
     if as_json:
         payloads = {
@@ -279,6 +283,8 @@ def truth(
             "transfer": result_payload(transfer),
             "effects": None if effects is None else result_payload(effects),
         }
+        if sweep is not None:
+            payloads["sweep"] = result_payload(sweep)
         print_json({"artifact": artifact.id, "earlier": first, "later": last, **payloads})
         return
     print_table(similarity.frame, f"Truth directions, {first} and {last}: cosines by layer")
@@ -289,6 +295,13 @@ def truth(
         frame.pivot("probe", index="dataset", values="accuracy"),
         f"Accuracy of {probe} probes on the dataset left out, layer {transfer.layer}",
     )
+    if sweep is not None:
+        means = sweep.frame.filter(dataset=perspective.MEAN)
+        means = means.with_columns(interval(means, "accuracy", "accuracy_low", "accuracy_high"))
+        print_table(
+            means.pivot("probe", index="layer", values="accuracy"),
+            f"Accuracy of {probe} probes by layer, mean over the datasets left out",
+        )
     if effects is not None:
         found = effects.frame
         print_table(

@@ -86,6 +86,17 @@ def test_truth(synthetic, synthetic_path):
         assert "{} [{}, {}]".format(*map(cell, interval)) in text
 
 
+def test_truth_at_every_layer(synthetic, synthetic_path):
+    expected = truth.sweep(synthetic, "base", "instruct").frame
+    payload = run_json("truth", synthetic_path, "--sweep")
+    assert payload["sweep"]["rows"] == expected.to_dicts()
+    assert "sweep" not in run_json("truth", synthetic_path)
+    assert (
+        "by layer, mean over the datasets left out"
+        in run("truth", synthetic_path, "--sweep").stdout
+    )
+
+
 def test_truth_with_another_probe_and_layer(synthetic, synthetic_path):
     payload = run_json("truth", synthetic_path, "--probe", "logistic", "--layer", 1)
     expected = truth.transfer(synthetic, "base", "instruct", 1, probe="logistic").frame

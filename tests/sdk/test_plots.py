@@ -18,6 +18,7 @@ STAGES = ("base", "instruct")
 ANALYSES = {
     "TruthDirections": lambda artifact: truth.directions(artifact, "base"),
     "TruthSimilarity": lambda artifact: truth.similarity(artifact, *STAGES, n_splits=2),
+    "TruthSweep": lambda artifact: truth.sweep(artifact, *STAGES, n_bootstrap=20),
     "TruthTransfer": lambda artifact: truth.transfer(artifact, *STAGES, n_bootstrap=20),
     "ConfidenceComparison": lambda artifact: confidence.compare(artifact, *STAGES),
 }

@@ -285,7 +285,7 @@ class TestTransfer:
             test_groups = table.filter(pl.col("dataset") == name)["group"].unique()
             expected.append(table.filter(~pl.col("group").is_in(test_groups.implode())).height)
         assert expected == [160, 160, 240, 240]
-        assert seen == np.repeat(expected, 2).tolist()
+        assert seen == [*expected, *expected]  # of one stage, then of the other
         folds = result.frame.filter(pl.col("probe") == "transferred", pl.col("dataset") != "mean")
         assert folds["n_train"].to_list() == expected
 
@@ -300,7 +300,7 @@ class TestTransfer:
         truth.transfer(
             synthetic, *STAGES, datasets=["neg_cities", "facts"], probe=Polar(), n_bootstrap=2
         )
-        assert [set(polarity) for polarity in seen] == [{1}, {1}, {-1}, {-1}]
+        assert [set(polarity) for polarity in seen] == [{1}, {-1}, {1}, {-1}]
 
     def test_ttpd_reads_negations_that_a_mass_mean_of_statements_cannot(self, synthetic):
         def accuracy(probe: str, datasets: Sequence[str]) -> float:

@@ -124,6 +124,52 @@ def _truth_transfer(result: Any, alt: Any) -> Any:
     )
 
 
+@chart("TruthSweep")
+def _truth_sweep(result: Any, alt: Any) -> Any:
+    """Accuracy by layer of own and transferred probes, mean over the datasets left out."""
+    earlier, later = result.arguments["earlier"], result.arguments["later"]
+    series = {
+        "own_earlier": f"{earlier} probe on {earlier}",
+        "own_later": f"{later} probe on {later}",
+        "transferred": f"{earlier} probe on {later}",
+    }
+    frame = result.frame.filter(
+        pl.col("dataset") == "mean", pl.col("probe").is_in(list(series))
+    ).with_columns(reading=pl.col("probe").replace_strict(series))
+    names = list(series.values())
+    base = alt.Chart(frame).encode(
+        x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1)),
+        color=alt.Color(
+            "reading:N",
+            title=None,
+            scale=alt.Scale(domain=names, range=COLOURS[:3]),
+            legend=alt.Legend(orient="bottom", labelLimit=320, symbolType="stroke"),
+        ),
+    )
+    bands = base.mark_area(opacity=0.15).encode(
+        y=alt.Y("accuracy_low:Q", title="accuracy", scale=alt.Scale(zero=False)),
+        y2="accuracy_high:Q",
+    )
+    lines = base.mark_line(point=True).encode(
+        y="accuracy:Q",
+        tooltip=[
+            "layer",
+            "reading",
+            *(
+                alt.Tooltip(f"{measure}{end}:Q", format=".3f")
+                for measure in ("accuracy", "auroc")
+                for end in ("", "_low", "_high")
+            ),
+            "n_test",
+        ],
+    )
+    return alt.layer(bands, lines).properties(
+        title=f"{result.arguments['probe']} probes, leave one dataset out: mean and 95 % interval",
+        width=480,
+        height=280,
+    )
+
+
 @chart("TruthEffects")
 def _truth_effects(result: Any, alt: Any) -> Any:
     """Effect of each direction in each stage, with intervals and the answers it started from."""

@@ -43,6 +43,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     direction_: NDArray[np.float64]
     weights_: NDArray[np.float64]
     intercept_: float
+    n_features_in_: int
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

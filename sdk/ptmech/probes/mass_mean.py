@@ -13,7 +13,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from ptmech.directions import difference_in_means
 from ptmech.errors import DataError
 from ptmech.probes.base import LinearProbe, centred_columns
-from ptmech.probes.threshold import fit_logistic_line
+from ptmech.probes.threshold import LogisticLine, fit_logistic_line
 
 
 class MassMeanProbe(LinearProbe):
@@ -95,23 +95,48 @@ class MassMeanProbe(LinearProbe):
         DataError
             Empty, non-finite or misshapen data, or not two classes.
         """
-        if self.shrinkage != "auto" and not (
-            isinstance(self.shrinkage, Real) and 0 <= self.shrinkage <= 1
-        ):
-            raise DataError(
-                f"shrinkage must be 'auto' or a number from 0 to 1, not {self.shrinkage!r}"
-            )
+        self.require_shrinkage()
         activations, is_true = self._training_data(X, y)
         theta = difference_in_means(activations[is_true], activations[~is_true])
         # The means of equal values differ by rounding, which must not become a direction.
         theta[np.ptp(activations, axis=0) == 0] = 0.0
         if self.whiten:
             theta = _whitened(theta, activations, is_true, self.shrinkage)
-        line = fit_logistic_line(activations @ theta, is_true)
-        self.direction_ = theta
+        return self._decide(theta, fit_logistic_line(activations @ theta, is_true))
+
+    @classmethod
+    def along(cls, directions: NDArray[np.float64], lines: LogisticLine) -> list[Self]:
+        """Return fitted probes of directions that were found elsewhere.
+
+        Parameters
+        ----------
+        directions : array of shape [probes, d], float64
+            A direction each.
+        lines
+            Its log-odds, arrays of shape [probes]. The labels are False and True.
+        """
+        found: list[Self] = []
+        for direction, line in zip(directions, zip(*lines, strict=True), strict=True):
+            probe = cls()
+            probe.classes_ = np.array([False, True])
+            probe.n_features_in_ = len(direction)
+            found.append(probe._decide(direction, LogisticLine(*line)))
+        return found
+
+    def require_shrinkage(self) -> None:
+        """Raise a DataError if ``shrinkage`` is not what it can be."""
+        if self.shrinkage != "auto" and not (
+            isinstance(self.shrinkage, Real) and 0 <= self.shrinkage <= 1
+        ):
+            raise DataError(
+                f"shrinkage must be 'auto' or a number from 0 to 1, not {self.shrinkage!r}"
+            )
+
+    def _decide(self, direction: NDArray[np.float64], line: LogisticLine) -> Self:
+        self.direction_ = direction
         self.slope_ = float(line.slope)
         self.threshold_ = float(line.threshold)
-        self.weights_ = self.slope_ * theta
+        self.weights_ = self.slope_ * direction
         self.intercept_ = float(line.intercept)
         return self
 

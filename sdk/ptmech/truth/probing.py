@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
 
 import polars as pl
 from sklearn.base import BaseEstimator
 
-from ptmech._held_out import Centering, Fold, Replicates, average, table_rows
-from ptmech._statements import Statements
-from ptmech._truth_probes import TruthProbe
+from ptmech._held_out import MEAN, Centering
+from ptmech._truth_transfer import TransferTest
 from ptmech.artifact import Artifact
-from ptmech.errors import DataError
 from ptmech.results import Result
 
-MEAN = "mean"
-"""Name of the row over all datasets in the frame of :class:`TruthTransfer`."""
+__all__ = ["MEAN", "TruthTransfer", "chosen_layer", "transfer"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -102,58 +98,25 @@ def transfer(
     >>> result = transfer(artifact, "base", "instruct", layer=20)  # doctest: +SKIP
     >>> result.frame.filter(dataset="mean", probe="difference")  # doctest: +SKIP
     """
-    if centering not in get_args(Centering):
-        raise DataError(f"centering must be 'train' or 'each', not {centering!r}")
-    if n_bootstrap < 1:
-        raise DataError(f"n_bootstrap must be at least 1, not {n_bootstrap}")
-    truth_probe = TruthProbe(probe)
-    pair = artifact.pair(earlier, later)
-    statements = Statements.of(artifact, datasets)
-    if len(statements.datasets) < 2:
-        raise DataError(
-            "leaving one dataset out needs at least two datasets, "
-            f"not {', '.join(statements.datasets)} alone"
-        )
+    test = TransferTest.of(
+        artifact,
+        earlier,
+        later,
+        probe,
+        centering,
+        datasets=datasets,
+        site=site,
+        position=position,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
     if layer is None:
         layer = chosen_layer(artifact, site)
-    activations = [
-        statements.activations(artifact, stage, site=site, layer=layer, position=position)
-        for stage in (pair.earlier, pair.later)
-    ]
-    rows: list[dict[str, Any]] = []
-    replicates: list[Replicates] = []
-    for held_out, name in enumerate(statements.datasets):
-        fold = Fold.leaving_out(statements, held_out)
-        replicates.append(
-            fold.measure(
-                statements,
-                activations,
-                truth_probe,
-                centering=centering,
-                n_bootstrap=n_bootstrap,
-                seed=seed,
-            )
-        )
-        sizes = {"n_test": int(fold.test.sum()), "n_train": int(fold.train.sum())}
-        rows += [{"dataset": name, **row, **sizes} for row in table_rows(replicates[-1])]
-    sizes = {"n_test": len(statements.labels), "n_train": None}
-    rows += [{"dataset": MEAN, **row, **sizes} for row in table_rows(average(replicates))]
     return TruthTransfer(
-        frame=pl.DataFrame(rows, infer_schema_length=None),
+        frame=pl.DataFrame(test.layer_test.rows(test.stored(layer)), infer_schema_length=None),
         layer=layer,
         artifact=artifact.id,
-        arguments={
-            "earlier": earlier,
-            "later": later,
-            "layer": layer,
-            "probe": truth_probe.name,
-            "centering": centering,
-            "datasets": statements.datasets,
-            "site": site,
-            "position": position,
-            "n_bootstrap": n_bootstrap,
-            "seed": seed,
-        },
+        arguments=test.asked(layer=layer),
     )
 
 
