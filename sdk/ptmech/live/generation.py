@@ -230,22 +230,55 @@ def next_token_loss(
     DataError
         No texts, or one of fewer than two tokens.
     """
-    if any(len(tokens) < 2 for tokens in token_lists):
-        raise DataError("the loss of a text needs at least two tokens")
     sites = ModelSites.of(model)
     total, count = 0.0, 0
-    for batch in batches(token_lists, batch_size):
+    for batch in batches(texts_of_two(token_lists), batch_size):
         normed, input_ids, mask = run_body(sites, token_lists, batch)
-        predicted = mask[:, 1:].bool()
-        before = normed[:, :-1][predicted.to(normed.device)]
-        targets = input_ids[:, 1:][predicted].to(before.device)
-        for rows, expected in zip(
-            before.split(tokens_at_once), targets.split(tokens_at_once), strict=True
-        ):
-            logits = sites.project(rows).float()
-            total += float(cross_entropy(logits, expected.to(logits.device), reduction="sum"))
-        count += len(targets)
+        total += token_losses(sites, normed, input_ids, mask, tokens_at_once=tokens_at_once)
+        count += int(mask[:, 1:].sum())
     return total / count
+
+
+def token_losses(
+    sites: ModelSites,
+    normed: Tensor,
+    input_ids: Tensor,
+    mask: Tensor,
+    *,
+    tokens_at_once: int = 512,
+) -> float:
+    """Add up the cross-entropy in nats of every token but the first of each row.
+
+    Parameters
+    ----------
+    sites, normed, input_ids, mask
+        What :func:`run_body` ran, and returned.
+    tokens_at_once
+        Tokens that meet the unembedding together; bounds the memory of the logits.
+    """
+    total = 0.0
+    predicted = mask[:, 1:].bool()
+    before = normed[:, :-1][predicted.to(normed.device)]
+    targets = input_ids[:, 1:][predicted].to(before.device)
+    for rows, expected in zip(
+        before.split(tokens_at_once), targets.split(tokens_at_once), strict=True
+    ):
+        logits = sites.project(rows).float()
+        total += float(cross_entropy(logits, expected.to(logits.device), reduction="sum"))
+    return total
+
+
+def texts_of_two(token_lists: Sequence[TokenIds]) -> Sequence[TokenIds]:
+    """Return texts that have a loss, which the first token of a text has not.
+
+    Raises
+    ------
+    DataError
+        A text of fewer than two tokens.
+    """
+    if any(len(tokens) < 2 for tokens in token_lists):
+        raise DataError("the loss of a text needs at least two tokens")
+    return token_lists
 
 
 @torch.inference_mode()

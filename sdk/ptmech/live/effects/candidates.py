@@ -18,7 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ptmech.errors import DataError
-from ptmech.live.effects.variants import VariantAblation, VariantAddition, logits_of_variants
+from ptmech.live.effects.variants import (
+    VariantAblation,
+    VariantAddition,
+    logits_of_variants,
+    read_variants,
+)
 from ptmech.live.generation import TokenIds
 from ptmech.live.model import LiveModel
 from ptmech.live.sites import ModelSites
@@ -107,20 +112,30 @@ def direction_effects(
     bypass, induce, kl = np.full((3, len(vectors)), np.nan)
     alive = vectors.norm(dim=1) > 0
 
-    for chosen in _chunks(alive.nonzero()[:, 0].tolist(), batch_size // len(everyone)):
+    def bypassed(logits: Tensor, rows: list[int]) -> Tensor:
+        divergence = _divergence(unedited[rows], logits)
+        return torch.stack([refusal_log_odds(logits, tokens), divergence], dim=-1)
+
+    def induced(logits: Tensor, _rows: list[int]) -> Tensor:
+        return refusal_log_odds(logits, tokens)
+
+    for chosen in _chunks(alive.nonzero()[:, 0].tolist(), batch_size):
         units = torch.nn.functional.normalize(vectors[chosen], dim=1)
         with model.intervene(*_ablations(model.sites, units)):
-            logits = logits_of_variants(sites, everyone, len(chosen), batch_size=batch_size)
-        bypass[chosen] = refusal_log_odds(logits[:, :split], tokens).mean(dim=1)
-        kl[chosen] = _divergence(unedited[split:], logits[:, split:]).mean(dim=1)
+            found = read_variants(sites, everyone, len(chosen), bypassed, batch_size=batch_size)
+        bypass[chosen] = found[:, :split, 0].mean(dim=1)
+        kl[chosen] = found[:, split:, 1].mean(dim=1)
 
     for layer in sorted(set(layers)):
         here = [at for at, own in enumerate(layers) if own == layer and alive[at]]
-        for chosen in _chunks(here, batch_size // len(harmless)):
+        for chosen in _chunks(here, batch_size):
+            n = len(chosen)
             added = VariantAddition(vectors=vectors[chosen], layers=layer, sites=("resid_pre",))
             with model.intervene(added):
-                logits = logits_of_variants(sites, harmless, len(chosen), batch_size=batch_size)
-            induce[chosen] = refusal_log_odds(logits, tokens).mean(dim=1)
+                found = read_variants(
+                    sites, harmless, n, induced, first_layer=layer, batch_size=batch_size
+                )
+            induce[chosen] = found.mean(dim=1)
     return DirectionEffects(
         bypass, induce, kl, Baseline(float(baseline[:split].mean()), float(baseline[split:].mean()))
     )

@@ -8,7 +8,7 @@ line carries the loss on plain text under the same intervention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +25,9 @@ from ptmech.live.effects.variants import (
     VariantAddition,
     VariantEdit,
     complete_variants,
+    losses_of_variants,
 )
 from ptmech.live.generation import TokenIds
-from ptmech.live.interventions import ablate, add
 from ptmech.live.model import LiveModel
 from ptmech.live.sites import RESIDUAL_SITES
 from ptmech.refusal.phrases import is_refusal as opens_with_refusal
@@ -160,39 +160,34 @@ def refusal_effects(
             vectors, layers, stage=stage, scales=scales, seed=seed, equally_long=unit_length
         ),
     }
-    edits: dict[str, Sequence[VariantEdit]] = {
-        "harmful": [
-            VariantAblation(
-                vectors=_stacked(conditions["harmful"], model.d_model, unit=True),
-                layers="all",
-                sites="residual",
+    first_layer = {"harmful": 0, "harmless": min(layers.values())}
+
+    def edits(of: Sequence[_Condition], kind: str) -> Iterator[VariantEdit]:
+        if kind == "harmful":
+            yield VariantAblation(
+                vectors=_stacked(of, model.d_model, unit=True), layers="all", sites="residual"
             )
-        ],
-        "harmless": [
-            VariantAddition(
-                vectors=_stacked(conditions["harmless"], model.d_model, unit=False, layer=place),
-                layers=place,
-                sites=tuple(sites),
+            return
+        for place in dict.fromkeys(layers.values()):
+            vectors = _stacked(of, model.d_model, unit=False, layer=place)
+            yield VariantAddition(vectors=vectors, layers=place, sites=tuple(sites))
+
+    def losses(of: Sequence[_Condition], kind: str) -> list[float]:
+        with model.intervene(*edits(of, kind)):
+            return losses_of_variants(
+                model.sites, plain_texts, len(of), first_layer=first_layer[kind]
             )
-            for place in dict.fromkeys(layers.values())
-        ],
+
+    # Left alone is left alone, whichever prompts follow: once is enough.
+    unedited, *added = losses(conditions["harmless"], "harmless")
+    losses_of = {
+        "harmful": [unedited, *losses(conditions["harmful"][1:], "harmful")],
+        "harmless": [unedited, *added],
     }
-    unedited_loss = model.loss(plain_texts)
-
-    def loss(condition: _Condition) -> float:
-        if condition.vector is None or condition.layer is None:
-            return unedited_loss
-        if condition.intervention == "ablate":
-            edit = ablate(condition.vector)
-        else:
-            edit = add(condition.vector, condition.layer, sites=sites)
-        with model.intervene(edit):
-            return model.loss(plain_texts)
-
     score_rows: list[dict[str, Any]] = []
     completion_rows: list[dict[str, Any]] = []
     for kind, rows in prompts.items():
-        with model.intervene(*edits[kind]):
+        with model.intervene(*edits(conditions[kind], kind)):
             texts = complete_variants(
                 model.model,
                 model.tokenizer,
@@ -200,8 +195,11 @@ def refusal_effects(
                 len(conditions[kind]),
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
+                first_layer=first_layer[kind],
             )
-        for condition, completions in zip(conditions[kind], texts, strict=True):
+        for condition, completions, loss in zip(
+            conditions[kind], texts, losses_of[kind], strict=True
+        ):
             refused = [is_refusal(text) for text in completions]
             what = {
                 "stage": stage,
@@ -217,7 +215,7 @@ def refusal_effects(
                     "layer": condition.layer,
                     "length": condition.length,
                     **_rate(refused),
-                    "plain_text_loss": loss(condition),
+                    "plain_text_loss": loss,
                 }
             )
             completion_rows.extend(

@@ -3,8 +3,9 @@
 The four worked examples before a statement are the same for many questions, and nothing that is
 added to the statement reaches them. So their keys and values are computed once for each order of
 the examples, those of the statement's beginning once for each statement, and only its last two
-tokens, the question and the answer once for each direction. Prompts run beside each other where
-they have equally many tokens, so that nothing is padded.
+tokens, the question and the answer once for each direction, and that only from the first layer on
+where a direction is added (:mod:`ptmech.live.effects.branching`). Prompts run beside each other
+where they have equally many tokens, so that nothing is padded.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ptmech._arguments import whole_number
 from ptmech._worked_examples import ANSWERS, QUESTION
 from ptmech.errors import DataError, unknown
 from ptmech.live.edits import SiteEdit
+from ptmech.live.effects.branching import branching, keys_and_values, with_rows
 from ptmech.live.layout import LayoutTracker, in_pieces
 from ptmech.live.model import LiveModel
 from ptmech.live.sites import ModelSites
@@ -157,6 +159,7 @@ def answer_probabilities(
     vectors = torch.from_numpy(np.stack(shifts))
     signs = torch.from_numpy(np.where(questions.truths, -1.0, 1.0))
     lead_ins = _LeadIns(model.sites, prompts, batch_size)
+    lowest = min(layers, default=0)
     found = np.empty((len(shifts), len(prompts), len(ANSWERS)))
     for rows in _equally_long(prompts, max(1, batch_size // len(shifts))):
         group = [prompts[row] for row in rows]
@@ -165,8 +168,7 @@ def answer_probabilities(
         cache = lead_ins.cache(group)
         if first.steered > first.lead_in:
             _run(model.sites, tokens[:, first.lead_in : first.steered], cache)
-        # The rows once for each shift, and what each is shifted by.
-        repeated = torch.arange(len(rows), device=model.device).repeat(len(shifts))
+        # What each row is shifted by, once it has become one row a shift.
         by = (vectors[:, None] * signs[rows][None, :, None]).flatten(end_dim=1)
         shift = _RowShift(
             by=by,
@@ -174,12 +176,12 @@ def answer_probabilities(
             sites=("resid_post",),
             positions=torch.arange(first.steered, first.steered + 2),
         )
-        with model.intervene(shift):
+        for_all = with_rows(
+            cache, lambda held, at: held if at < lowest else held.repeat(len(shifts), 1, 1, 1)
+        )
+        with model.intervene(shift), branching(model.sites, len(shifts), lowest):
             probabilities = _answer_probabilities(
-                model.sites,
-                tokens[repeated, first.steered :],
-                _rows_of(cache, repeated),
-                first.answers,
+                model.sites, tokens[:, first.steered :], for_all, first.answers
             )
         found[:, rows] = probabilities.reshape(len(shifts), len(rows), -1).cpu().numpy()
     return found
@@ -205,6 +207,8 @@ class _RowShift(SiteEdit):
         index, present = layout.layout_of_part.locate(self._tokens, stream)
         if not bool(present.any()):
             return None  # the answer's own tokens: the statement is in the cache
+        # The layout knows of one row a question, all of which have equally many tokens.
+        index = index[:1]
         rows = torch.arange(len(stream), device=stream.device).unsqueeze(1)
         changed = stream.clone()
         changed[rows, index] = self(stream[rows, index])
@@ -285,7 +289,7 @@ class _LeadIns:
     def cache(self, prompts: Sequence[_Prompt]) -> DynamicCache:
         """Return a cache of its own for prompts whose lead-ins are equally long."""
         places = [self._caches[prompt.tokens[: prompt.lead_in]] for prompt in prompts]
-        by_layer = zip(*(_keys_and_values(cache) for cache, _ in places), strict=True)
+        by_layer = zip(*(keys_and_values(cache) for cache, _ in places), strict=True)
         # Made without the configuration, a cache keeps every token also where attention slides.
         picked = DynamicCache()
         for number, held in enumerate(by_layer):
@@ -302,35 +306,24 @@ def _run(sites: ModelSites, tokens: Tensor, cache: DynamicCache) -> Tensor:
     return sites.body(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
 
 
-def _rows_of(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """Copy rows of a cache."""
-    picked = DynamicCache()
-    for number, (keys, values) in enumerate(_keys_and_values(cache)):
-        here = rows.to(keys.device)
-        picked.update(keys[here], values[here], number)
-    return picked
-
-
-def _keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    held: Any = cache.layers
-    return [(layer.keys, layer.values) for layer in held]
-
-
 def _answer_probabilities(
     sites: ModelSites, tokens: Tensor, cache: DynamicCache, answers: Sequence[Tokens]
 ) -> Tensor:
     """Return the probability [rows, answers] of whole answers, float64; fills the cache."""
-    everyone = torch.arange(len(tokens), device=tokens.device)
     first = _log_probabilities(sites, _run(sites, tokens, cache)[:, -1:])
     found: list[Tensor] = []
     for answer in answers:
-        expected = torch.tensor(answer, device=tokens.device).expand(len(tokens), -1)
-        logs = _of_tokens(first, expected[:, :1])
+        expected = torch.tensor(answer, device=tokens.device)
+        logs = _of_tokens(first, expected[:1])
         if len(answer) > 1:
-            behind = _run(sites, expected[:, :-1], _rows_of(cache, everyone))
-            logs = logs + _of_tokens(_log_probabilities(sites, behind), expected[:, 1:])
+            behind = _run(sites, expected[:-1].expand(len(tokens), -1), with_rows(cache, _same))
+            logs = logs + _of_tokens(_log_probabilities(sites, behind), expected[1:])
         found.append(logs.exp())
     return torch.stack(found, dim=1)
+
+
+def _same(held: Tensor, _layer: int) -> Tensor:
+    return held
 
 
 def _log_probabilities(sites: ModelSites, normed: Tensor) -> Tensor:
@@ -338,5 +331,6 @@ def _log_probabilities(sites: ModelSites, normed: Tensor) -> Tensor:
 
 
 def _of_tokens(logs: Tensor, tokens: Tensor) -> Tensor:
-    """Add up the log probabilities [rows] of given tokens [rows, tokens]."""
-    return logs.gather(-1, tokens.to(logs.device).unsqueeze(-1)).sum(dim=(1, 2))
+    """Add up the log probabilities [rows] of given tokens [tokens]."""
+    at = torch.arange(len(tokens), device=logs.device)
+    return logs[:, at, tokens.to(logs.device)].sum(dim=1)

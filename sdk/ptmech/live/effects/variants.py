@@ -2,16 +2,17 @@
 
 Comparing directions means running the same few prompts again and again, each time with another
 vector. Here the variants share their forwards: a batch holds every prompt once for each variant,
-rows of one variant together. Two things make that cheap. Chat prompts begin alike, and a causal
-model reads that beginning without knowing what follows: it is run once for each variant, not once
-for each row. And one step of many rows costs less than many steps of few.
+rows of one variant together. Three things make that cheap. Below the first layer that tells the
+variants apart they are one run (:mod:`ptmech.live.effects.branching`). Chat prompts begin alike,
+and a causal model reads that beginning without knowing what follows: it is run once for each
+variant, not once for each row. And one step of many rows costs less than many steps of few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,23 @@ from typing_extensions import override
 from ptmech._arguments import whole_number
 from ptmech.errors import DataError
 from ptmech.live.edits import SiteEdit
-from ptmech.live.generation import TokenIds, batches, end_tokens, pad
+from ptmech.live.effects.branching import branching, keys_and_values, with_rows
+from ptmech.live.generation import (
+    TokenIds,
+    batches,
+    end_tokens,
+    pad,
+    run_body,
+    texts_of_two,
+    token_losses,
+)
 from ptmech.live.layout import in_pieces
 from ptmech.live.precision import precise
 from ptmech.live.sites import ModelSites
+
+READ_AT_ONCE = 64
+"""Rows of prompts that are read together: enough to keep a processor busy, and few enough that
+sorted prompts are padded to hardly more than their own length."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,10 +91,16 @@ class VariantAddition(VariantEdit):
 
 @torch.inference_mode()
 @in_pieces()
-def logits_of_variants(
-    sites: ModelSites, prompts: Sequence[TokenIds], variants: int, *, batch_size: int
+def read_variants(
+    sites: ModelSites,
+    prompts: Sequence[TokenIds],
+    variants: int,
+    measure: Callable[[Tensor, list[int]], Tensor],
+    *,
+    first_layer: int = 0,
+    batch_size: int = READ_AT_ONCE,
 ) -> Tensor:
-    """Logits of the token after each prompt, under each variant.
+    """Measure the logits of the token after each prompt, under each variant.
 
     Parameters
     ----------
@@ -90,25 +110,52 @@ def logits_of_variants(
         Token ids.
     variants
         How many there are.
+    measure
+        Turns logits [variants, rows, vocabulary] float32 on the CPU, and which prompts the rows
+        are, into numbers [variants, rows, ...].
+    first_layer
+        Below it the edit does nothing.
     batch_size
         Rows that run together, all variants of one prompt at least.
 
     Returns
     -------
     Tensor
-        [variants, prompts, vocabulary] float32 on the CPU.
+        [variants, prompts, ...].
 
     Raises
     ------
     DataError
         No prompts, or one without tokens.
     """
-    shared = common_beginning(prompts)
-    logits = torch.empty(variants, len(prompts), sites.vocabulary)
-    for batch in batches(prompts, max(1, whole_number("batch_size", batch_size) // variants)):
-        read = _read(sites, [prompts[row] for row in batch], variants, shared)
-        logits[:, batch] = sites.project(read.last).float().cpu().unflatten(0, (variants, -1))
-    return logits
+    found: list[Tensor] = []
+    order: list[int] = []
+    beginning = _Beginning.of(sites, prompts, variants, first_layer)
+    for batch in batches(prompts, _prompts_at_once(batch_size, variants)):
+        last = beginning.read([prompts[row] for row in batch]).last
+        logits = sites.project(last).float().cpu().unflatten(0, (variants, -1))
+        found.append(measure(logits, batch))
+        order += batch
+    return torch.cat(found, dim=1)[:, torch.tensor(order).argsort()]
+
+
+def logits_of_variants(
+    sites: ModelSites,
+    prompts: Sequence[TokenIds],
+    variants: int,
+    *,
+    first_layer: int = 0,
+    batch_size: int = READ_AT_ONCE,
+) -> Tensor:
+    """Return the logits themselves [variants, prompts, vocabulary]; as :func:`read_variants`."""
+    return read_variants(
+        sites,
+        prompts,
+        variants,
+        lambda logits, _rows: logits,
+        first_layer=first_layer,
+        batch_size=batch_size,
+    )
 
 
 @torch.inference_mode()
@@ -121,6 +168,7 @@ def complete_variants(
     *,
     max_new_tokens: int,
     batch_size: int,
+    first_layer: int = 0,
 ) -> list[list[str]]:
     """Greedy completions of each prompt under each variant.
 
@@ -130,10 +178,12 @@ def complete_variants(
     ----------
     model, tokenizer
         A model under a :class:`VariantEdit`; interventions beside it must act on every token.
-    prompts, variants, batch_size
-        As for :func:`logits_of_variants`.
+    prompts, variants, first_layer
+        As for :func:`read_variants`.
     max_new_tokens
         Length at which a completion is cut off.
+    batch_size
+        Rows that go on together, all variants of one prompt at least.
 
     Returns
     -------
@@ -147,15 +197,53 @@ def complete_variants(
     """
     sites = ModelSites.of(model)
     ends = end_tokens(model, tokenizer)
-    shared = common_beginning(prompts)
     texts = [[""] * len(prompts) for _ in range(variants)]
-    for batch in batches(prompts, max(1, whole_number("batch_size", batch_size) // variants)):
-        read = _read(sites, [prompts[row] for row in batch], variants, shared)
-        replies = _continue(sites, read, ends, max_new_tokens)
+    beginning = _Beginning.of(sites, prompts, variants, first_layer)
+    reading = _prompts_at_once(min(batch_size, READ_AT_ONCE), variants)
+    for batch in batches(prompts, _prompts_at_once(batch_size, variants)):
+        parts = [batch[at : at + reading] for at in range(0, len(batch), reading)]
+        reads = [beginning.read([prompts[row] for row in part]) for part in parts]
+        replies = _continue(sites, _together(reads, variants), ends, max_new_tokens)
         for at, reply in enumerate(replies):
             variant, row = divmod(at, len(batch))
             texts[variant][batch[row]] = tokenizer.decode(reply, skip_special_tokens=True)
     return texts
+
+
+@torch.inference_mode()
+@in_pieces()
+def losses_of_variants(
+    sites: ModelSites,
+    texts: Sequence[TokenIds],
+    variants: int,
+    *,
+    first_layer: int = 0,
+    batch_size: int = 16,
+) -> list[float]:
+    """Mean cross-entropy of plain texts in nats a token, under each variant.
+
+    What :func:`ptmech.live.generation.next_token_loss` gives one variant at a time.
+
+    Parameters
+    ----------
+    sites, variants, first_layer, batch_size
+        As for :func:`read_variants`.
+    texts
+        Token ids, at least two of each text.
+
+    Raises
+    ------
+    DataError
+        No texts, or one of fewer than two tokens.
+    """
+    totals, count = torch.zeros(variants, dtype=torch.float64), 0
+    for batch in batches(texts_of_two(texts), _prompts_at_once(batch_size, variants)):
+        with branching(sites, variants, first_layer):
+            normed, input_ids, mask = run_body(sites, texts, batch)
+        for number, of_variant in enumerate(normed.unflatten(0, (variants, -1))):
+            totals[number] += token_losses(sites, of_variant, input_ids, mask)
+        count += int(mask[:, 1:].sum())
+    return (totals / count).tolist()
 
 
 def common_beginning(prompts: Sequence[TokenIds]) -> int:
@@ -167,51 +255,123 @@ def common_beginning(prompts: Sequence[TokenIds]) -> int:
     return max(0, shortest - 1)
 
 
+def _prompts_at_once(batch_size: int, variants: int) -> int:
+    return max(1, whole_number("batch_size", batch_size) // variants)
+
+
 class _Read(NamedTuple):
-    """A batch of prompts the model has read: rows = variants x prompts."""
+    """Prompts the model has read: rows = variants x prompts."""
 
     last: Tensor
     """Normed stream at the last token of each row [rows, d_model]."""
+    lengths: Tensor
+    """How many tokens each row has [rows]."""
     cache: DynamicCache
-    mask: Tensor
-    """[rows, tokens]: real tokens of the cache, padding behind them."""
+    """Of real tokens first, and padding behind them."""
 
 
-def _read(sites: ModelSites, prompts: Sequence[TokenIds], variants: int, shared: int) -> _Read:
-    # Made without the configuration, the cache keeps every token also where attention slides.
+@dataclass(frozen=True, eq=False)
+class _Beginning:
+    """What all prompts begin with, read once for each variant.
+
+    Attributes
+    ----------
+    sites, variants, first_layer
+        As for :func:`read_variants`.
+    tokens
+        How many tokens that is.
+    cache
+        Their keys and values: of one row below `first_layer`, of one a variant from there on.
+    """
+
+    sites: ModelSites
+    variants: int
+    first_layer: int
+    tokens: int
+    cache: DynamicCache
+
+    @classmethod
+    def of(
+        cls, sites: ModelSites, prompts: Sequence[TokenIds], variants: int, first_layer: int
+    ) -> Self:
+        """Read it."""
+        shared, cache = common_beginning(prompts), DynamicCache()
+        if shared:
+            tokens = torch.as_tensor([prompts[0][:shared]], device=sites.device)
+            with branching(sites, variants, first_layer):
+                sites.body(input_ids=tokens, past_key_values=cache, use_cache=True)
+        return cls(sites, variants, first_layer, shared, cache)
+
+    def read(self, prompts: Sequence[TokenIds]) -> _Read:
+        """Read prompts to their end."""
+        sites, n = self.sites, len(prompts)
+        own, own_mask = pad([tokens[self.tokens :] for tokens in prompts], side="right")
+        # Padded behind the prompts, so that the model numbers their tokens right by itself.
+        mask = torch.cat([own_mask.new_ones(n, self.tokens), own_mask], dim=1)
+        cache = with_rows(self.cache, lambda held, _layer: held.repeat_interleave(n, dim=0))
+        with branching(sites, self.variants, self.first_layer):
+            normed: Tensor = sites.body(
+                input_ids=own.to(sites.device),
+                attention_mask=mask.to(sites.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        lengths = mask.sum(dim=1).repeat(self.variants).to(normed.device)
+        rows = torch.arange(len(normed), device=normed.device)
+        return _Read(normed[rows, lengths - self.tokens - 1], lengths, self._for_every_row(cache))
+
+    def _for_every_row(self, cache: DynamicCache) -> DynamicCache:
+        """Give every variant rows of its own in the layers that the variants share, too."""
+
+        def pick(held: Tensor, layer: int) -> Tensor:
+            return held if layer >= self.first_layer else held.repeat(self.variants, 1, 1, 1)
+
+        return with_rows(cache, pick)
+
+
+def _together(reads: Sequence[_Read], variants: int) -> _Read:
+    """Put prompts that were read apart into one batch, their padding in front.
+
+    A sliding window counts cached tokens, so between the prompt and its reply there must be none
+    that are not real.
+    """
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        by_variant = [part.unflatten(0, (variants, -1)) for part in parts]
+        return torch.cat(by_variant, dim=1).flatten(0, 1)
+
+    lengths = joined([read.lengths for read in reads])
+    width = int(lengths.max())
     cache = DynamicCache()
-    if shared:
-        beginning = torch.as_tensor([prompts[0][:shared]]).expand(variants, -1)
-        sites.body(input_ids=beginning.to(sites.device), past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(prompts))
-    own, own_mask = pad([tokens[shared:] for tokens in prompts], side="right")
-    # Padded behind the prompts, so that the model numbers their tokens right by itself.
-    mask = torch.cat([own_mask.new_ones(len(own), shared), own_mask], dim=1)
-    mask = mask.repeat(variants, 1).to(sites.device)
-    output = sites.body(
-        input_ids=own.repeat(variants, 1).to(sites.device),
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    normed = output.last_hidden_state
-    last = (own_mask.sum(dim=1) - 1).repeat(variants).to(normed.device)
-    return _Read(normed[torch.arange(len(normed), device=normed.device), last], cache, mask)
+    for layer, parts in enumerate(zip(*(keys_and_values(r.cache) for r in reads), strict=True)):
+        keys, values = (
+            joined([_right(one, r.lengths, width) for one, r in zip(held, reads, strict=True)])
+            for held in zip(*parts, strict=True)
+        )
+        cache.update(keys, values, layer)
+    return _Read(joined([read.last for read in reads]), lengths, cache)
+
+
+def _right(held: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Move what a cache holds to the right end of a width, each row by its own length."""
+    columns = torch.arange(width, device=held.device)
+    source = (columns - width + lengths.to(held.device).unsqueeze(1)).clamp_min(0)
+    return held.gather(2, source[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3]))
 
 
 def _continue(
     sites: ModelSites, read: _Read, ends: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
     """Take the likeliest token again and again: the new tokens of each row, without the end."""
-    width, lengths = read.mask.shape[1], read.mask.sum(dim=1)
-    _align_right(read.cache, width - lengths)
-    mask = read.mask.flip(dims=(1,))
-    ending = torch.tensor(ends, dtype=torch.long, device=mask.device)
+    last, lengths, cache = read
+    device = sites.device
+    lengths = lengths.to(device)
+    mask = (torch.arange(-int(lengths.max()), 0, device=device) >= -lengths.unsqueeze(1)).long()
+    ending = torch.tensor(ends, dtype=torch.long, device=device)
     running = torch.ones_like(lengths, dtype=torch.bool)
     replies: list[list[int]] = [[] for _ in lengths]
-    last = read.last
     for step in range(max_new_tokens):
-        tokens = sites.project(last).float().argmax(dim=-1).to(mask.device)
+        tokens = sites.project(last).float().argmax(dim=-1).to(device)
         running &= ~torch.isin(tokens, ending)
         for row in running.nonzero()[:, 0].tolist():
             replies[row].append(int(tokens[row]))
@@ -222,25 +382,7 @@ def _continue(
             input_ids=tokens.unsqueeze(1),
             attention_mask=mask,
             position_ids=(lengths + step).unsqueeze(1),
-            past_key_values=read.cache,
+            past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
     return replies
-
-
-def _align_right(cache: DynamicCache, padding: Tensor) -> None:
-    """Move each row of a cache so that its padding stands in front.
-
-    A sliding window counts cached tokens, so between the prompt and its reply there must be none
-    that are not real.
-    """
-    if not bool(padding.any()):
-        return
-    for layer in cache.layers:
-        held: Any = layer
-        for name in ("keys", "values"):
-            found: Tensor = getattr(held, name)
-            columns = torch.arange(found.shape[2], device=found.device)
-            source = (columns - padding.to(found.device).unsqueeze(1)).clamp_min(0)
-            index = source[:, None, :, None].expand_as(found)
-            setattr(held, name, found.gather(2, index))
