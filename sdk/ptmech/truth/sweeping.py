@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import joblib
 import polars as pl
 from sklearn.base import BaseEstimator
+from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from ptmech._arguments import layer_numbers
@@ -93,8 +93,8 @@ def sweep(
     stored = artifact.layers(site)
     chosen = stored if layers is None else layer_numbers(layers, every=stored)
     artifact.prefetch(test.arguments["datasets"], (earlier, later), site, chosen, extras=False)
-    found: Any = joblib.Parallel(n_jobs=n_jobs)(
-        joblib.delayed(_layer)(test.layer_test, test.stored(layer)) for layer in chosen
+    found: Any = Parallel(n_jobs=n_jobs)(
+        delayed(_layer)(test.layer_test, test.stored(layer)) for layer in chosen
     )
     rows: list[dict[str, Any]] = []
     for layer, (of_layer, caught) in zip(chosen, found, strict=True):
