@@ -61,7 +61,7 @@ $(COMPARE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compare]'
 	touch $@
 
-bench: $(COMPARE) ## measure against what people use today; writes docs/performance.md (about 15 minutes)
+bench: $(COMPARE) ## measure against what people use today; writes docs/performance.md (about 12 minutes)
 	$(BIN)/ptmech build demo --out artifacts/demo
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks artifacts/demo --write docs/performance.md
 
