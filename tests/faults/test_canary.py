@@ -430,6 +430,7 @@ READS_THE_ENVIRONMENT = {
     "sdk/ptmech/_privacy.py": {"every secret"},
     "sdk/ptmech/cli.py": {"HF_HUB_VERBOSITY"},
     "builder/ptmech_builder/downloads.py": {"MIRROR"},
+    "builder/ptmech_builder/engines/on_ray.py": {"RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"},
 }
 """Modules that read or set variables of the environment, and which."""
 

@@ -136,14 +136,23 @@ def test_a_packaged_file_stays_inside_the_package(file: str) -> None:
 def test_a_folder_loads_as_plain_transformers_does(folder: Path) -> None:
     ids = torch.tensor([[1, 2, 3]])
     loaded = load_model(FolderModel(path=folder))
-    expected = LlamaForCausalLM.from_pretrained(folder)(ids).logits
-    torch.testing.assert_close(loaded.model(ids).logits, expected, rtol=0, atol=0)
+    plain = LlamaForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(loaded.model(ids).logits, plain(ids).logits, rtol=0, atol=0)
     assert not loaded.model.training
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
     assert loaded.tokenizer.padding_side == "right"
     assert load_tokenizer(FolderModel(path=folder))("a c")["input_ids"] == [1, 3]
     shape = load_shape(FolderModel(path=folder))
-    assert shape.model_dump() == {"n_layers": 2, "d_model": 16, "has_neurons": True}
+    matrices = [w.numel() for name, w in plain.named_parameters() if name.endswith("proj.weight")]
+    assert shape.model_dump() == {
+        "n_layers": 2,
+        "d_model": 16,
+        "has_neurons": True,
+        "without_tree": "",
+        "parameters": plain.num_parameters(),
+        "block_weights": sum(matrices),
+        "attention_width": plain.model.layers[0].self_attn.q_proj.out_features,
+    }
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
