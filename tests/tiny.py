@@ -31,8 +31,9 @@ from transformers import (
 from ptmech.live.models.gguf import quiet_transformers
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.cards import read_card
-from ptmech_builder.plan import Plan, Selection, make_plan
+from ptmech_builder.plan import Plan, make_plan
 from ptmech_builder.progress import Progress
+from ptmech_builder.selection import Selection
 
 N_LAYERS, D_MODEL, D_MLP = 3, 16, 24
 SPECIAL = ("<s>", "</s>", "<user>", "<assistant>")

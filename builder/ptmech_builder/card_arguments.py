@@ -12,7 +12,8 @@ import typer
 from ptmech.errors import DataError, PrerequisiteError
 
 if TYPE_CHECKING:
-    from ptmech_builder.plan import Plan, Selection
+    from ptmech_builder.plan import Plan
+    from ptmech_builder.selection import Selection
 
 PREREQUISITES = ("torch", "transformers", "safetensors", "peft", "gguf")
 
@@ -86,7 +87,7 @@ def selection_of(
         If there is no such element type.
     """
     from ptmech.live.models import pick_spread
-    from ptmech_builder.plan import Selection
+    from ptmech_builder.selection import Selection
 
     match dtype:
         case None | "float32" | "float16" | "bfloat16":

@@ -16,7 +16,7 @@ from ptmech_builder.weight_units import WeightsUnit
 from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:
-    from ptmech_builder.plan import StagePlan
+    from ptmech_builder.stage_plan import StagePlan
     from ptmech_builder.workbench import Workbench
 
 

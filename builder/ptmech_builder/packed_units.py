@@ -15,8 +15,8 @@ from ptmech_builder.activation_units import ActivationUnit
 if TYPE_CHECKING:
     from ptmech.manifest import StoredDtype
     from ptmech_builder.cards import DatasetCard, Extraction
-    from ptmech_builder.plan import StagePlan
     from ptmech_builder.prompts import Prompts
+    from ptmech_builder.stage_plan import StagePlan
 
 
 @dataclass(frozen=True)

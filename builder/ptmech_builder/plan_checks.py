@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ptmech.live.models import ModelShape
     from ptmech_builder.cards import Card, TraceCard
-    from ptmech_builder.plan import StagePlan
+    from ptmech_builder.stage_plan import StagePlan
 
 
 def require_one_shape(stages: Sequence[StagePlan]) -> None:

@@ -30,6 +30,8 @@ class Progress:
         """Write a line, above any bar."""
         if not self.quiet:
             tqdm.write(self._shown(text), file=sys.stderr)
+            # Where standard error is a file, lines would wait there until a bar is drawn.
+            sys.stderr.flush()
 
     def bar(self, total: int, what: str, unit: str = "token") -> tqdm:
         """Return a bar with rate and remaining time; it shows itself after two seconds.

@@ -24,7 +24,7 @@ from ptmech_builder.units import Made, MeasuredUnit, Output, Unit, parquet_bytes
 from ptmech_builder.writer import digest
 
 if TYPE_CHECKING:
-    from ptmech_builder.plan import StagePlan
+    from ptmech_builder.stage_plan import StagePlan
     from ptmech_builder.workbench import Workbench
 
 

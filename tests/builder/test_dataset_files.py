@@ -17,8 +17,9 @@ from ptmech.loading import load
 from ptmech_builder.build import run
 from ptmech_builder.cards import CardFile, read_card, remote_file
 from ptmech_builder.dataset_files import data_file, dataset_file
-from ptmech_builder.plan import Selection, make_plan
+from ptmech_builder.plan import make_plan
 from ptmech_builder.progress import Progress
+from ptmech_builder.selection import Selection
 from ptmech_builder.user_statements import with_statements
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

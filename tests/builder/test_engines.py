@@ -267,13 +267,6 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         run_on("processes", plan, tmp_path, Progress(quiet=True), workers=0)
 
 
-@pytest.fixture
-def with_ray() -> None:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed")
-
-
-@pytest.mark.usefixtures("with_ray")
 def test_a_ray_worker_may_be_killed_in_a_unit(whole: dict[str, str], tmp_path: Path) -> None:
     build = started("ray", "killed once", tmp_path, 2)
     _, said = build.communicate(timeout=PATIENCE)
@@ -285,7 +278,6 @@ def test_a_ray_worker_may_be_killed_in_a_unit(whole: dict[str, str], tmp_path: P
     assert not members(build.pid)
 
 
-@pytest.mark.usefixtures("with_ray")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_an_interrupt_ends_ray(whole: dict[str, str], tmp_path: Path) -> None:
     interrupted("ray", tmp_path)

@@ -27,8 +27,9 @@ from ptmech.cli import create_app
 from ptmech.errors import CardError, NotStoredError, UnsupportedModelError
 from ptmech_builder.build import run
 from ptmech_builder.cards import read_card
-from ptmech_builder.plan import Plan, Selection, make_plan
+from ptmech_builder.plan import Plan, make_plan
 from ptmech_builder.progress import Progress
+from ptmech_builder.selection import Selection
 
 
 @pytest.fixture(scope="session")

