@@ -127,7 +127,7 @@ def run(step: dict[str, Any], out: Path) -> int | str | None:
             stack.enter_context(mock.patch("ptmech.loading.load", INSTEAD_OF_LOADING[action]))
         stack.enter_context(to_files(out, step["name"]))
         if step.get("unguarded"):
-            stack.enter_context(mock.patch("ptmech.cli.discreet_output", nullcontext))
+            stack.enter_context(mock.patch("ptmech.cli.application.discreet_output", nullcontext))
         if step.get("powerless"):
             stack.enter_context(powerless())
         if size := step.get("largest_file"):

@@ -428,7 +428,7 @@ def test_the_same_words_are_found_where_nothing_hides_them(done: Done) -> None:
 READS_THE_ENVIRONMENT = {
     "sdk/ptmech/_cache.py": {"PTMECH_CACHE", "XDG_CACHE_HOME"},
     "sdk/ptmech/_privacy.py": {"every secret"},
-    "sdk/ptmech/cli.py": {"HF_HUB_VERBOSITY"},
+    "sdk/ptmech/cli/application.py": {"HF_HUB_VERBOSITY"},
     "builder/ptmech_builder/downloads.py": {"MIRROR"},
     "builder/ptmech_builder/engines/on_ray.py": {"RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"},
 }

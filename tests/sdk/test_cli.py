@@ -17,6 +17,7 @@ from tests.synthetic import write_synthetic_artifact
 from typer.testing import CliRunner
 
 from ptmech import cli, confidence, knowledge, refusal, truth
+from ptmech.cli import application
 from ptmech.console import cell
 from ptmech.manifest import MANIFEST, Manifest, canonical_json
 
@@ -313,7 +314,7 @@ def with_plugins(monkeypatch, *plugins):
         assert group == "ptmech.commands"
         return plugins
 
-    monkeypatch.setattr(cli, "entry_points", entry_points)
+    monkeypatch.setattr(application, "entry_points", entry_points)
 
 
 def command_that(action):

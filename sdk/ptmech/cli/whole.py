@@ -1,0 +1,118 @@
+"""Commands about an artifact as a whole: what it holds, whether it is right, what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ptmech.cli.options import Earlier, Json, Later, Ref, by_stage, opened, pair_of
+from ptmech.cli.telling import DAMAGED, UNMET, say
+
+
+def info(ref: Ref, as_json: Json = False) -> None:
+    """Say what an artifact holds."""
+    from ptmech.console import print_json, print_line
+
+    artifact = opened(ref)
+    if as_json:
+        manifest = artifact.manifest
+        about = manifest.model_dump(mode="json", exclude={"parts", "extras"})
+        print_json({"artifact": artifact.id, "bytes": manifest.total_bytes, **about})
+    else:
+        print_line(repr(artifact))
+
+
+def verify(
+    ref: Ref,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also run the models again and compare a sample.")
+    ] = False,
+    rows: Annotated[
+        int, typer.Option(min=1, help="With --deep: rows of each block that are run again.")
+    ] = 2,
+    device: Annotated[str, typer.Option(help="With --deep: where models run.")] = "auto",
+    folder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE=FOLDER",
+            help="With --deep: where the weights are of a stage that was built from a folder.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE=FOLDER",
+            help="With --deep: where the adapter is of a stage that may not ship it.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every byte of an artifact; exits with 3 if something is wrong.
+
+    With --deep a sample of activations and of weight statistics is computed again from the models.
+    Scores and causal traces are not: that takes the build itself.
+    """
+    from ptmech import live
+    from ptmech.console import print_json, print_line
+    from ptmech.verify import listed_files, verify_deep
+    from ptmech.verify import verify as find_faults
+
+    places = {"folders": by_stage(folder or ()), "adapters": by_stage(adapter or ())}
+    if deep:
+        live.require_torch()  # told now rather than after every byte has been read
+    artifact = opened(ref)
+    faults = find_faults(artifact)
+    payload: dict[str, Any] = {}
+    found = None
+    if deep:
+        found = verify_deep(artifact, rows=rows, device=device, faults=faults, **places)
+        faults = [*faults, *found.faults]
+        payload = {
+            "recomputed": {
+                "rows": found.rows,
+                "files": found.files,
+                "numbers": found.numbers,
+                "worst": found.worst,
+                "where": found.where,
+            },
+            "skipped": found.skipped,
+            "unchecked": found.unchecked,
+        }
+    if as_json:
+        listed = [{"path": fault.path, "problem": fault.problem} for fault in faults]
+        print_json({"artifact": artifact.id, "ok": not faults, "faults": listed, **payload})
+    else:
+        for fault in faults:
+            print_line(str(fault))
+        if not faults:
+            files = listed_files(artifact)
+            print_line(f"ok: {len(files)} files, {sum(entry.bytes for entry in files):,} bytes")
+        if found is not None:
+            print_line(str(found))
+            for line in found.unchecked:
+                print_line(line)
+    skipped = () if found is None else found.skipped
+    for line in skipped:
+        say(line)
+    if faults or skipped:
+        raise typer.Exit(DAMAGED if faults else UNMET)
+
+
+def summary(ref: Ref, earlier: Earlier = None, later: Later = None, as_json: Json = False) -> None:
+    """Answer the four questions about a pair of stages in one table."""
+    from ptmech.console import print_json, print_table, result_payload
+    from ptmech.summary import summarize
+
+    artifact = opened(ref)
+    first, last = pair_of(artifact, earlier, later)
+    answers = summarize(artifact, first, last)
+    if as_json:
+        payload = result_payload(answers)
+        print_json({"artifact": artifact.id, "earlier": first, "later": last, **payload})
+        return
+    print_table(
+        answers.frame,
+        f"What post-training changed from {first} to {last}, in {artifact.id}",
+        lines=True,
+    )
