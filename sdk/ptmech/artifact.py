@@ -13,34 +13,14 @@ import polars as pl
 
 from ptmech._arguments import layer_span
 from ptmech._json import MAX_JSON_BYTES
-from ptmech._schemas import STATEMENTS, statements_of, tokens_of
+from ptmech._listed_rows import ListedRows
 from ptmech._selection import Names, chosen_parts, chosen_places
-from ptmech._text import shortened
-from ptmech.alignment import OnMismatch, named_uid, require_same_rows
-from ptmech.errors import (
-    AlignmentError,
-    DataError,
-    FormatError,
-    NotStoredError,
-    unknown,
-)
-from ptmech.manifest import (
-    MANIFEST,
-    SITES,
-    ActivationFile,
-    Extra,
-    FileEntry,
-    Manifest,
-    Part,
-    parse_schema,
-)
+from ptmech._stored_rows import StoredRows
+from ptmech.alignment import OnMismatch
+from ptmech.errors import DataError, FormatError, NotStoredError
+from ptmech.manifest import MANIFEST, SITES, Extra, FileEntry, Manifest, Part
 from ptmech.pair import Pair
-from ptmech.storage import (
-    Source,
-    VerifiedFiles,
-    read_table,
-    read_tensors,
-)
+from ptmech.storage import Source, VerifiedFiles, read_table, read_tensors
 from ptmech.storage.tables import MAX_ROWS
 from ptmech.storage.tensors import ADAPTERS, OURS
 from ptmech.storage.verified import MAX_READ_BYTES
@@ -78,7 +58,8 @@ class Artifact:
         )
         self.location: str = source.name
         self._files = VerifiedFiles(source)
-        self._parts: dict[tuple[str, str], Part] = {}
+        self._rows = StoredRows(self.manifest, self._files, self.id)
+        self._listed = ListedRows(self.manifest, self._table)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -100,18 +81,7 @@ class Artifact:
 
         ``resid_pre`` of layer l > 0 is ``resid_post`` of layer l - 1 and is read from there.
         """
-        stored = self.manifest.sites
-        if site == "resid_pre":
-            shifted = {layer + 1 for layer in stored.get("resid_post", ())}
-            n_layers = min(stage.n_layers for stage in self.manifest.stages)
-            return tuple(sorted({*stored.get("resid_pre", ()), *shifted} - {n_layers}))
-        if site not in stored:
-            if site in SITES:
-                raise NotStoredError(
-                    f"site {site!r} is not stored in {self.id}; stored: {', '.join(self.sites)}"
-                )
-            raise unknown("site", site, stored)
-        return tuple(stored[site])
+        return self._rows.layers(site)
 
     def statements(self, dataset: str | None = None) -> pl.DataFrame:
         """Return the prompts, one row each, statements and instructions alike.
@@ -129,10 +99,7 @@ class Artifact:
             ``pair`` and ``group`` (rows that state or deny the same fact share a group),
             ``split``, ``subject``, ``object``, ``topic``.
         """
-        if dataset is None:
-            return self._statements
-        self._require_dataset(dataset)
-        return self._statements.filter(pl.col("dataset") == dataset)
+        return self._listed.statements(dataset)
 
     def tokens(self, stage: str) -> pl.DataFrame:
         """Return what a stage's tokenizer made of every row.
@@ -143,9 +110,7 @@ class Artifact:
             ``row_uid``, ``dataset``, ``token_ids``, ``tokens``, ``positions`` (indices of the
             stored positions), ``rendered_sha256``.
         """
-        self._require_stage(stage)
-        path = f"tables/tokens/{stage}.parquet"
-        return tokens_of(self._rows_table(path), path)
+        return self._listed.tokens(stage)
 
     def labels(self, dataset: str) -> np.ndarray:
         """Return the labels of a statement set.
@@ -189,8 +154,9 @@ class Artifact:
         position
             Token position counted back from the end of the prompt: -1 is the last token.
         dtype
-            Element type of the result. None gives the stored type, mapped read-only from the file
-            without a copy (if the part is one block of rows).
+            Element type of the result: a copy, which is the caller's own. None gives the stored
+            type, mapped read-only from the file without a copy (if the part is one block of rows).
+            A mapped file may be deleted or replaced; overwritten in place, it changes the array.
 
         Returns
         -------
@@ -216,14 +182,11 @@ class Artifact:
             raise DataError(
                 f"activations of which layer? {site} has {layer_span(self.layers(site))}"
             )
-        uids, stored = self.stored_rows(dataset, stage, site=site, layer=layer, position=position)
-        require_same_rows(
-            self.statements(dataset)["row_uid"].to_numpy(),
-            uids,
-            f"{dataset} at stage {stage}, {site} layer {layer}",
-            self.row_name,
+        uids, values = self._rows.read(
+            dataset, stage, site=site, layer=layer, position=position, dtype=dtype
         )
-        return stored if dtype is None else np.array(stored, dtype=dtype)
+        self._listed.require(dataset, uids, f"{dataset} at stage {stage}, {site} layer {layer}")
+        return values
 
     def prefetch(
         self,
@@ -319,22 +282,11 @@ class Artifact:
         UnknownNameError, NotStoredError, IntegrityError, FormatError
             As :meth:`activations`.
         """
-        loaded = self._blocks(dataset, stage, site, layer, position)
-        if len(loaded) == 1:
-            return loaded[0]
-        uids, blocks = zip(*loaded, strict=True)
-        return np.concatenate(uids), np.concatenate(blocks)
+        return self._rows.read(dataset, stage, site=site, layer=layer, position=position)
 
     def row_name(self, uid: int) -> str:
         """Name a row in a message: its id, and what the table of statements knows of it."""
-        try:
-            known = self._statements.filter(pl.col("row_uid") == uid)
-        except (FormatError, AlignmentError):  # what is wrong with the table is told elsewhere
-            return named_uid(uid)
-        if known.is_empty():
-            return named_uid(uid)
-        source_id, text = known.select("source_id", "text").row(0)
-        return f"{named_uid(uid)} ({shortened(source_id, 60)!r}, {shortened(text, 60)!r})"
+        return self._listed.name(uid)
 
     def table(self, path: str) -> pl.DataFrame:
         """Read one of the artifact's Parquet tables by its path.
@@ -344,7 +296,7 @@ class Artifact:
         NotStoredError
             If the artifact has no such table.
         """
-        return self._table(path)
+        return self._table(path, MAX_ROWS)
 
     def extra(self, path: str) -> Extra | None:
         """Return the manifest entry of a file that is not activations, or None."""
@@ -392,9 +344,7 @@ class Artifact:
 
         Another one for ``resid_pre`` above layer 0, which is ``resid_post`` of the layer below.
         """
-        if site == "resid_pre" and layer not in self.manifest.sites.get("resid_pre", ()):
-            return "resid_post", layer - 1
-        return site, layer
+        return self._rows.place(site, layer)
 
     def tensors(self, path: str) -> dict[str, np.ndarray]:
         """Map a safetensors file that is not activations, by its path."""
@@ -410,35 +360,11 @@ class Artifact:
         NotStoredError
             If this stage was not built for this dataset.
         """
-        self._require_stage(stage)
-        self._require_dataset(dataset)
-        if (dataset, stage) not in self._parts:
-            entries = [
-                entry
-                for entry in self.manifest.parts
-                if entry.dataset == dataset and entry.stage == stage
-            ]
-            if not entries:
-                raise NotStoredError(
-                    f"dataset {dataset!r} was not built for stage {stage!r}; run ptmech build "
-                    f"with --stages {stage} --datasets {dataset}"
-                )
-            part = parse_schema(Part, self._files.read(entries[0]), entries[0].path)
-            if (part.dataset, part.stage) != (dataset, stage):
-                raise FormatError(
-                    f"{entries[0].path} is of {part.dataset!r} at {part.stage!r}, not of "
-                    f"{dataset!r} at {stage!r}; build it again"
-                )
-            self._parts[dataset, stage] = part
-        return self._parts[dataset, stage]
+        return self._rows.part(dataset, stage)
 
     @cached_property
     def _extras(self) -> dict[str, Extra]:
         return {entry.path: entry for entry in self.manifest.extras}
-
-    @cached_property
-    def _statements(self) -> pl.DataFrame:
-        return statements_of(self._rows_table(STATEMENTS), STATEMENTS)
 
     def _bring(self, entries: Iterable[FileEntry], *, progress: bool = True) -> None:
         self._files.bring(entries, self.id, progress=progress)
@@ -452,67 +378,9 @@ class Artifact:
             )
         return entry
 
-    def _table(self, path: str, max_rows: int = MAX_ROWS) -> pl.DataFrame:
+    def _table(self, path: str, max_rows: int) -> pl.DataFrame:
         entry = self._require_extra(path)
         return read_table(self._files.path(entry), path, max_rows=max_rows)
-
-    def _rows_table(self, path: str) -> pl.DataFrame:
-        """Read a table of all rows. A few too many are told from others by their ids, not here."""
-        promised = sum(dataset.rows for dataset in self.manifest.datasets)
-        return self._table(path, min(MAX_ROWS, 10_000 + 2 * promised))
-
-    def _require_stage(self, stage: str) -> None:
-        if stage not in self.stages:
-            raise unknown("stage", stage, self.stages)
-
-    def _require_dataset(self, dataset: str) -> None:
-        if dataset not in self.datasets:
-            raise unknown("dataset", dataset, self.datasets)
-
-    def _blocks(
-        self, dataset: str, stage: str, site: str, layer: int, position: int
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Row ids and activations [rows, d_model] of each block of rows, in order."""
-        part = self.part(dataset, stage)
-        layers = self.layers(site)
-        if layer not in layers:
-            raise unknown(f"layer of {site}", layer, layers)
-        if position not in part.positions:
-            raise unknown(f"position of {dataset}", position, part.positions)
-        site, layer = self.place(site, layer)
-        files = sorted(
-            (entry for entry in part.files if entry.site == site and entry.layer == layer),
-            key=lambda entry: entry.block,
-        )
-        if not files:
-            raise NotStoredError(
-                f"{site} of layer {layer} was not built for {dataset!r} at stage {stage!r}"
-            )
-        index = part.positions.index(position)
-        self._bring(files)
-        return [self._load_block(entry, part, index) for entry in files]
-
-    def _load_block(
-        self, entry: ActivationFile, part: Part, index: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        tensors = read_tensors(self._files.path(entry))
-        shape = (entry.rows, len(part.positions), part.d_model)
-        activations = tensors.get("activations")
-        uids = tensors.get("row_uid")
-        if (
-            activations is None
-            or uids is None
-            or (activations.shape, activations.dtype) != (shape, part.dtype)
-            or (uids.shape, uids.dtype) != (shape[:1], np.uint64)
-        ):
-            raise FormatError(
-                f"{entry.path} does not hold {part.dtype} activations of shape {shape} and the "
-                "ids of their rows"
-            )
-        chosen = activations[:, index]
-        if not np.isfinite(chosen).all():
-            raise FormatError(f"{entry.path} holds activations that are not finite; build it again")
-        return uids, chosen
 
     def __repr__(self) -> str:
         manifest = self.manifest

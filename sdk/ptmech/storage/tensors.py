@@ -8,12 +8,13 @@ name that is a path, no overlap, no offset outside the file, no byte that belong
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -103,18 +104,17 @@ def _about(value: object) -> None:
 
 
 def _layout(
-    path: Path, bounds: Bounds
+    stream: BinaryIO, name: str, bounds: Bounds
 ) -> tuple[int, dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]]:
     """Read the header: where the data begins, and dtype, shape and offset of each tensor."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_bytes > min(bounds.header_bytes, size - 8):
-            raise ValueError("its header is longer than the file or than a header may be")
-        header = parse_json(
-            stream.read(header_bytes), f"{path.name} (its header)", max_keys=bounds.tensors + 1
-        )
+    size = os.fstat(stream.fileno()).st_size
+    prefix = stream.read(8)
+    header_bytes = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or header_bytes > min(bounds.header_bytes, size - 8):
+        raise ValueError("its header is longer than the file or than a header may be")
+    header = parse_json(
+        stream.read(header_bytes), f"{name} (its header)", max_keys=bounds.tensors + 1
+    )
     if not isinstance(header, dict):
         raise TypeError("its header is not a JSON object")
     _about(header.pop(_ABOUT, {}))
@@ -162,8 +162,9 @@ def read_tensors(path: Path, *, bounds: Bounds = OURS) -> dict[str, np.ndarray]:
     """
     arrays: dict[str, np.ndarray] = {}
     try:
-        start, tensors = _layout(path, bounds)
-        data = np.memmap(path, dtype=np.uint8, mode="r")
+        with path.open("rb") as stream:  # opened once: the header is that of what is mapped
+            start, tensors = _layout(stream, path.name, bounds)
+            data = np.memmap(stream, dtype=np.uint8, mode="r")
         for name, (dtype, shape, begin) in tensors.items():
             first = start + begin
             raw = data[first : first + math.prod(shape) * dtype.itemsize]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event, Lock
@@ -30,6 +30,9 @@ SILENT_SECONDS: Final = 1.0
 MAX_READ_BYTES: Final = 2**30
 """Of a file that is read and not mapped: more than any part, grid or adapter's description has."""
 
+_Mark = tuple[int, int, int, str]
+"""What a file was when it was found right: inode, size, modification time, promised digest."""
+
 
 class VerifiedFiles:
     """Files of an artifact, each checked against its manifest entry before its first use.
@@ -42,13 +45,15 @@ class VerifiedFiles:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._seen: dict[str, tuple[int, int, int, str]] = {}
+        self._remote = source if isinstance(source, RemoteSource) else None
+        self._seen: dict[str, _Mark] = {}
+        self._passed: dict[tuple[str, Hashable], _Mark] = {}
         self._locks: dict[str, Lock] = {}
 
     @property
     def remote(self) -> bool:
         """Whether files may have to be brought from another machine."""
-        return isinstance(self._source, RemoteSource)
+        return self._remote is not None
 
     def path(self, entry: FileEntry) -> Path:
         """Return the local path of a file whose bytes are the promised ones.
@@ -67,10 +72,10 @@ class VerifiedFiles:
             problem = self._problem(entry, local)
             if problem is None:
                 return local
-            if not isinstance(self._source, RemoteSource):
+            if self._remote is None:
                 raise IntegrityError(f"{problem}; delete it and build or download it again")
             try:
-                local = self._source.refetch(entry.path, entry.bytes)
+                local = self._remote.refetch(entry.path, entry.bytes)
             except (MissingFileError, ArtifactNotFoundError, UnreachableError) as error:
                 raise IntegrityError(f"{problem}, and cannot be replaced: {error}") from error
             problem = self._problem(entry, local)
@@ -79,6 +84,25 @@ class VerifiedFiles:
             raise IntegrityError(
                 f"{problem}; downloaded twice from {self._source.name}, so it is wrong there"
             )
+
+    def once(self, entry: FileEntry, what: Hashable, check: Callable[[], None]) -> None:
+        """Run a check of what a file holds, unless it has passed and the file is the same since.
+
+        Parameters
+        ----------
+        entry
+            The file, whose :meth:`path` was just asked for: that finds out whether it was touched.
+        what
+            Names the check among those of this file.
+        check
+            Raises what is wrong; then it runs again the next time.
+        """
+        mark = self._seen.get(entry.path)
+        if mark is not None and self._passed.get((entry.path, what)) == mark:
+            return
+        check()
+        if mark is not None:
+            self._passed[entry.path, what] = mark
 
     def read(self, entry: FileEntry) -> bytes:
         """Return all bytes of a checked file.
@@ -115,8 +139,8 @@ class VerifiedFiles:
         AccessError, UnreachableError
             At the first file that cannot be had.
         """
-        source = self._source
-        if not isinstance(source, RemoteSource):
+        source = self._remote
+        if source is None:
             return
         absent = {entry.path: entry for entry in entries if not source.cached(entry.path)}
         if not absent:
