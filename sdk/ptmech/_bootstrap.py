@@ -45,16 +45,16 @@ def accuracy(correct: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArra
 
     Parameters
     ----------
-    correct : array of shape [n]
-        Whether each row was predicted correctly.
+    correct : array of shape [..., n]
+        Whether each row was predicted correctly, by one probe or several.
     weights : array of shape [replicates, n]
         Weight of each row in each replicate.
 
     Returns
     -------
-    array of shape [replicates]
+    array of shape [..., replicates]
     """
-    return (weights @ correct) / weights.sum(axis=1)
+    return (correct @ weights.T) / weights.sum(axis=1)
 
 
 def auroc(
@@ -66,28 +66,32 @@ def auroc(
 
     Parameters
     ----------
-    scores, labels : arrays of shape [n]
-        Score and label of each row.
+    scores : array of shape [n] or [probes, n]
+        Score of each row, by one probe or several.
+    labels : array of shape [n]
+        Label of each row.
     weights : array of shape [replicates, n]
         Weight of each row in each replicate.
 
     Returns
     -------
-    array of shape [replicates]
+    array of shape [replicates] or [probes, replicates]
         NaN in a replicate that drew one class only.
     """
     true, false = np.flatnonzero(labels), np.flatnonzero(~labels)
-    ranked = false[np.argsort(scores[false], kind="stable")]
-    of_true, of_false = weights.T[true], weights.T[ranked]
+    of_true, of_false = weights.T[true], weights.T[false]
+    pairs = of_true.sum(axis=0) * of_false.sum(axis=0)
+    wins = np.empty((*scores.shape[:-1], len(weights)))
     # The weight of the false rows before each place in their ranking.
     before = np.zeros((len(false) + 1, len(weights)))
-    np.cumsum(of_false, axis=0, out=before[1:])
-    lowest, highest = (
-        np.searchsorted(scores[ranked], scores[true], side=side) for side in ("left", "right")
-    )
-    wins = np.einsum("tr,tr->r", of_true, (before[lowest] + before[highest]) / 2)
-    pairs = of_true.sum(axis=0) * before[-1]
-    return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    for index in np.ndindex(scores.shape[:-1]):
+        of_probe = scores[index]
+        order = np.argsort(of_probe[false], kind="stable")
+        np.cumsum(of_false[order], axis=0, out=before[1:])
+        ranked, wanted = of_probe[false][order], of_probe[true]
+        lowest, highest = (ranked.searchsorted(wanted, side) for side in ("left", "right"))
+        wins[index] = np.einsum("tr,tr->r", of_true, before[lowest] + before[highest]) / 2
+    return np.divide(wins, pairs, out=np.full(wins.shape, np.nan), where=pairs > 0)
 
 
 def interval(replicates: NDArray[np.float64]) -> tuple[float, float]:
@@ -97,3 +101,10 @@ def interval(replicates: NDArray[np.float64]) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def intervals(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return :func:`interval` of each row of replicates [measures, n], as [measures, 2]."""
+    if np.isnan(replicates).any():
+        return np.array([interval(each) for each in replicates])
+    return np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1).T

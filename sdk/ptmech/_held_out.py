@@ -13,7 +13,8 @@ from ptmech import _bootstrap
 from ptmech._statements import Statements
 from ptmech._truth_probes import TruthProbe
 from ptmech.errors import DataError
-from ptmech.probes.class_sums import Cells
+from ptmech.probes.cells import Cells
+from ptmech.probes.class_sums import ClassSums
 
 Centering = Literal["train", "each"]
 """What the held-out dataset is centred by, see :func:`ptmech.truth.transfer`."""
@@ -141,20 +142,21 @@ class HeldOut:
     def _train(
         self, stored: Sequence[NDArray[Any]], probe: TruthProbe, centering: Centering
     ) -> list[_Trained]:
-        """Return for each fold one stage's fitted probe and its held-out rows, centred."""
-        statements = self.statements
-        centred, means = statements.centred_datasets(stored)
+        """Return for each fold one stage's fitted probe, its held-out rows and their centre."""
+        sums = ClassSums(stored, self.cells)
         samples = np.stack([fold.train for fold in self.folds])
-        fitted = probe.fit_samples(statements, centred, samples, self.cells)
-        trained: list[_Trained] = []
-        for held_out, (fold, estimator) in enumerate(zip(self.folds, fitted, strict=True)):
-            features = centred[fold.test]
-            if centering == "train":
-                owners = np.unique(statements.owner[fold.train])
-                learned = means[owners] + statements.means(centred, fold.train)
-                features = features + (means[held_out] - learned.mean(axis=0))
-            trained.append((estimator, features))
-        return trained
+        fitted = probe.fit_samples(self.statements, sums, samples)
+        return list(zip(fitted, stored, self._centres(sums, centering), strict=True))
+
+    def _centres(self, sums: ClassSums, centering: Centering) -> list[NDArray[np.float64]]:
+        """Return what the dataset that each fold holds out is centred by."""
+        if centering == "each":
+            # No fold trains on what it holds out: the mean there is that of all rows.
+            return [means[index] for index, means in enumerate(sums.block_means)]
+        return [
+            means[np.unique(self.statements.owner[fold.train])].mean(axis=0)
+            for fold, means in zip(self.folds, sums.block_means, strict=True)
+        ]
 
     def _compare(
         self,
@@ -166,17 +168,21 @@ class HeldOut:
     ) -> Replicates:
         """Return the measures of the probes of both stages on one dataset held out."""
         truth = self.statements.labels[fold.test]
-        (of_earlier, in_earlier), (of_later, in_later) = earlier, later
-        readings = {
-            "own_earlier": (of_earlier, in_earlier),
-            "own_later": (of_later, in_later),
-            "transferred": (of_earlier, in_later),
+        (of_earlier, *in_earlier), (of_later, *in_later) = earlier, later
+        readings = [
+            probe.read([of_earlier], *in_earlier),
+            probe.read([of_later, of_earlier], *in_later),
+        ]
+        predicted, scores = (np.concatenate(each) for each in zip(*readings, strict=True))
+        found = {
+            "accuracy": _bootstrap.accuracy(predicted == truth, weights),
+            "auroc": _bootstrap.auroc(scores, truth, weights),
         }
-        values: dict[tuple[str, str], NDArray[np.float64]] = {}
-        for name, (fitted, features) in readings.items():
-            predicted, scores = probe.read(fitted, features)
-            values[name, "accuracy"] = _bootstrap.accuracy(predicted == truth, weights)
-            values[name, "auroc"] = _bootstrap.auroc(scores, truth, weights)
+        values: dict[tuple[str, str], NDArray[np.float64]] = {
+            (name, measure): found[measure][index]
+            for index, name in enumerate(("own_earlier", "own_later", "transferred"))
+            for measure in MEASURES
+        }
         for measure in MEASURES:
             own, transferred = values["own_later", measure], values["transferred", measure]
             values["difference", measure] = transferred - own
@@ -190,19 +196,20 @@ class HeldOut:
         replicates
             What :meth:`measure` returned.
         """
-        rows: list[dict[str, Any]] = []
-        for name, fold, values in zip(
-            self.statements.datasets, self.folds, replicates, strict=True
-        ):
-            sizes = {"n_test": int(fold.test.sum()), "n_train": int(fold.train.sum())}
-            rows += [{"dataset": name, **row, **sizes} for row in table_rows(values)]
-        sizes = {"n_test": len(self.statements.labels), "n_train": None}
-        rows += [{"dataset": MEAN, **row, **sizes} for row in table_rows(average(replicates))]
-        return rows
+        sizes = [(int(fold.test.sum()), int(fold.train.sum())) for fold in self.folds]
+        names = [*self.statements.datasets, MEAN]
+        found = iter(_estimates([*replicates, average(replicates)]))
+        return [
+            {"dataset": name, "probe": probe, **next(found), "n_test": n_test, "n_train": n_train}
+            for name, (n_test, n_train) in zip(
+                names, [*sizes, (len(self.statements.labels), None)], strict=True
+            )
+            for probe in PROBES
+        ]
 
 
-_Trained = tuple[Any, NDArray[np.float64]]
-"""A fitted estimator and the rows that its stage has of the dataset held out."""
+_Trained = tuple[Any, NDArray[Any], NDArray[np.float64]]
+"""A fitted estimator, and the rows that its stage has of the dataset held out and their centre."""
 
 
 def average(replicates: Sequence[Replicates]) -> Replicates:
@@ -210,14 +217,13 @@ def average(replicates: Sequence[Replicates]) -> Replicates:
     return {key: np.mean([each[key] for each in replicates], axis=0) for key in replicates[0]}
 
 
-def table_rows(replicates: Replicates) -> list[dict[str, Any]]:
-    """Return for each of :data:`PROBES` its measures, each with its bootstrap interval."""
-    rows: list[dict[str, Any]] = []
-    for probe in PROBES:
-        row: dict[str, Any] = {"probe": probe}
-        for measure in MEASURES:
-            estimate, *_ = values = replicates[probe, measure]
-            low, high = _bootstrap.interval(values[1:])
-            row |= {measure: float(estimate), f"{measure}_low": low, f"{measure}_high": high}
-        rows.append(row)
-    return rows
+def _estimates(replicates: Sequence[Replicates]) -> list[dict[str, float]]:
+    """Return the measures of each of :data:`PROBES`, in each of several sets of replicates."""
+    values = np.array(
+        [each[probe, measure] for each in replicates for probe in PROBES for measure in MEASURES]
+    )
+    columns = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
+    bounded = np.column_stack([values[:, 0], _bootstrap.intervals(values[:, 1:])])
+    return [
+        dict(zip(columns, row, strict=True)) for row in bounded.reshape(-1, len(columns)).tolist()
+    ]

@@ -102,27 +102,20 @@ class Statements:
         stored = self.stored(artifact, stage, site=site, layer=layer, position=position)
         return np.concatenate(stored, dtype=np.float64)
 
-    def centred_datasets(
-        self, stored: Sequence[NDArray[Any]]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Widen each dataset's activations and take its mean out of them.
+    def centred_blocks(self, blocks: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        """Return activations [n, d_model] of all rows, each dataset's less their mean.
 
         Parameters
         ----------
-        stored
+        blocks
             What :meth:`stored` returns.
 
         Returns
         -------
-        centred : array of shape [n, d_model], float64
-            All rows. A column that does not vary within its dataset is exactly zero.
-        means : array of shape [datasets, d_model], float64
-            What was taken out.
+        array of shape [n, d_model], float64
+            A column that does not vary within its dataset is exactly zero.
         """
-        rows = [centred_columns(block.astype(np.float64)) for block in stored]
-        return np.concatenate([block for block, *_ in rows]), np.stack(
-            [mean for _, mean, _ in rows]
-        )
+        return np.concatenate([centred_columns(block.astype(np.float64))[0] for block in blocks])
 
     def centred(
         self, activations: NDArray[np.float64], rows: NDArray[np.bool_]
@@ -159,7 +152,7 @@ class Statements:
         Parameters
         ----------
         centred : array of shape [n, d_model]
-            All rows, as :meth:`centred_datasets` centres them. Datasets that are chosen whole come
+            All rows, as :meth:`centred_blocks` centres them. Datasets that are chosen whole come
             back bit for bit.
         rows : array of shape [n], bool
             The chosen rows.

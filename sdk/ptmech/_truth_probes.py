@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,20 @@ from sklearn.utils.validation import has_fit_parameter
 
 from ptmech._statements import Statements
 from ptmech.errors import DataError
-from ptmech.probes import LinearProbe, MassMeanProbe, fit_logistic_line, make_probe
-from ptmech.probes.class_sums import Cells, ClassSums
+from ptmech.probes import (
+    LinearProbe,
+    LogisticProbe,
+    MassMeanProbe,
+    fit_logistic_line,
+    make_probe,
+)
+from ptmech.probes.base import ROUNDING
+from ptmech.probes.class_sums import ClassSums
+from ptmech.probes.shared_logistic import Samples, optimum
+from ptmech.probes.within_scatter import WithinScatter
+
+_MAX_SHARED = 100
+"""Newton steps after which logistic regressions that are fitted together go on one by one."""
 
 
 class TruthProbe:
@@ -59,11 +73,7 @@ class TruthProbe:
         return unfitted.fit(activations, labels, **extra)
 
     def fit_samples(
-        self,
-        statements: Statements,
-        centred: NDArray[np.float64],
-        samples: NDArray[np.bool_],
-        cells: Cells,
+        self, statements: Statements, sums: ClassSums, samples: NDArray[np.bool_]
     ) -> list[Any]:
         """Fit an estimator on each of several samples of the rows.
 
@@ -71,34 +81,60 @@ class TruthProbe:
         ----------
         statements
             All rows.
-        centred : array of shape [n, d]
-            Their activations, as :meth:`Statements.centred_datasets` centres them.
+        sums
+            Their activations; datasets are the blocks of its cells.
         samples : array of shape [samples, n], bool
             Rows of each sample. In each, every dataset is centred by its own mean.
-        cells
-            The rows in cells, by dataset, label and samples.
 
         Returns
         -------
         list
-            A fitted estimator a sample. Mass-mean probes share what sums they can.
+            A fitted estimator a sample. Mass-mean probes share what sums they can, logistic ones
+            their Newton steps.
         """
         if type(self._template) is MassMeanProbe:
-            return self._fit_mass_means(self._template, statements, centred, samples, cells)
-        return [self._fit_recentred(statements, centred, rows) for rows in samples]
+            return self._fit_mass_means(self._template, statements, sums, samples)
+        centred = statements.centred_blocks(sums.blocks)
+        found: list[Any] = [None] * len(samples)
+        if type(self._template) is LogisticProbe:
+            found = _logistic_probes(self._template, statements, centred, samples)
+        return [
+            self._fit_recentred(statements, centred, rows) if probe is None else probe
+            for probe, rows in zip(found, samples, strict=True)
+        ]
 
     def read(
-        self, fitted: Any, activations: NDArray[np.float64]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Return what an estimator predicts [n], and a score [n] that grows with it being true."""
-        if isinstance(fitted, LinearProbe):
-            log_odds = fitted.decision_function(activations)
+        self, fitted: Sequence[Any], stored: NDArray[Any], centre: NDArray[np.float64]
+    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Return what estimators make of rows that are centred first.
+
+        Parameters
+        ----------
+        fitted
+            The estimators.
+        stored : array of shape [n, d]
+            The rows, of any floating-point type.
+        centre : array of shape [d]
+            What is taken out of them.
+
+        Returns
+        -------
+        predicted : array of shape [estimators, n]
+            The labels that each predicts.
+        scores : array of shape [estimators, n], float64
+            They grow with its belief that the row is true.
+        """
+        activations = stored.astype(np.float64)
+        if all(isinstance(each, LinearProbe) for each in fitted):
+            weights = np.stack([each.weights_ for each in fitted])
+            intercepts = np.array([each.intercept_ for each in fitted])
+            log_odds = weights @ activations.T + (intercepts - weights @ centre)[:, None]
             return log_odds > 0, log_odds
-        predicted = np.asarray(fitted.predict(activations))
-        if hasattr(fitted, "decision_function"):
-            return predicted, np.asarray(fitted.decision_function(activations), dtype=np.float64)
-        likely = fitted.predict_proba(activations)[:, 1]
-        return predicted, np.asarray(likely, dtype=np.float64)
+        centred = activations - centre
+        # A column that equals its centre throughout must not come out as the centre's rounding.
+        centred[:, np.abs(centred).max(axis=0) <= ROUNDING * np.abs(centre)] = 0.0
+        predicted = np.stack([each.predict(centred) for each in fitted])
+        return predicted, np.stack([_scores(each, centred) for each in fitted])
 
     def directions(
         self,
@@ -138,16 +174,16 @@ class TruthProbe:
         self,
         template: MassMeanProbe,
         statements: Statements,
-        centred: NDArray[np.float64],
+        sums: ClassSums,
         samples: NDArray[np.bool_],
-        cells: Cells,
     ) -> list[Any]:
         template.require_shrinkage()
-        sums = ClassSums(centred, cells)
-        directions = sums.differences
         alone: dict[int, Any] = {}
+        directions = sums.differences()
         if template.whiten:
-            for sample, direction in enumerate(sums.whitened(template.shrinkage)):
+            centred = statements.centred_blocks(sums.blocks)
+            whitened = WithinScatter(centred, sums.cells).whitened(template.shrinkage)
+            for sample, direction in enumerate(whitened):
                 if direction is None:
                     alone[sample] = self._fit_recentred(statements, centred, samples[sample])
                 else:
@@ -168,6 +204,12 @@ class TruthProbe:
         if direction is None:
             raise DataError(f"{self.name} has no direction: it is not a linear probe")
         return np.asarray(direction, dtype=np.float64).ravel()
+
+
+def _scores(fitted: Any, activations: NDArray[np.float64]) -> NDArray[np.float64]:
+    if hasattr(fitted, "decision_function"):
+        return np.asarray(fitted.decision_function(activations), dtype=np.float64)
+    return np.asarray(fitted.predict_proba(activations)[:, 1], dtype=np.float64)
 
 
 def _differences_in_means(
@@ -194,3 +236,43 @@ def _differences_in_means(
         weight -= sampled * (weight.sum(axis=1, keepdims=True) / size)
         found += weight @ (block - block[0])
     return found
+
+
+def _logistic_probes(
+    template: LogisticProbe,
+    statements: Statements,
+    centred: NDArray[np.float64],
+    samples: NDArray[np.bool_],
+) -> list[LogisticProbe | None]:
+    """Return the probe of each sample, or None for one that is to be fitted alone.
+
+    Those are the ones with fewer rows than features, where Hessians cost more than they save; with
+    features to be scaled by each sample; and those that have not converged, which that tells.
+    """
+    none: list[LogisticProbe | None] = [None] * len(samples)
+    penalised = isinstance(template.C, Real) and 0 < template.C < np.inf
+    if template.standardize or not penalised or samples.sum(axis=1).min() < centred.shape[1]:
+        return none
+    spread = centred.std(axis=0)
+    if not np.isfinite(spread).all() or not spread.any():
+        return none
+    common = float(np.median(spread[spread > 0]))
+    of_dataset = statements.owner[:, None] == np.arange(len(statements.datasets))
+    problems = Samples.of(
+        centred / common,
+        statements.labels,
+        samples,
+        of_dataset.astype(np.float64),
+        template.C * common**2,
+    )
+    found = optimum(problems, tol=template.tol, max_iter=min(template.max_iter, _MAX_SHARED))
+    return [
+        LogisticProbe(**template.get_params()).at(
+            weights / common, float(intercept), n_iter=found.steps
+        )
+        if gradient <= template.tol
+        else None
+        for weights, intercept, gradient in zip(
+            found.weights, found.intercepts, found.gradients, strict=True
+        )
+    ]

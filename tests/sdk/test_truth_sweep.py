@@ -14,6 +14,7 @@ from polars.testing import assert_frame_equal
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from tests.synthetic import STATEMENT_SETS
@@ -23,8 +24,9 @@ from ptmech._bootstrap import auroc
 from ptmech._statements import Statements
 from ptmech._truth_probes import TruthProbe
 from ptmech.errors import DataError, UnknownNameError
-from ptmech.probes import MassMeanProbe
-from ptmech.probes.class_sums import Cells
+from ptmech.probes import LogisticProbe, MassMeanProbe
+from ptmech.probes.cells import Cells
+from ptmech.probes.class_sums import ClassSums
 
 STAGES = ("base", "instruct")
 
@@ -58,10 +60,9 @@ def samples_of(statements: Statements):
 
 
 def fitted_together(probe: Any, statements: Statements, rows: np.ndarray, samples: np.ndarray):
-    blocks = [rows[statements.owner == index] for index in range(len(statements.datasets))]
-    centred, _ = statements.centred_datasets(blocks)
     cells = Cells.of(statements.owner, statements.labels, samples)
-    return TruthProbe(probe).fit_samples(statements, centred, samples, cells)
+    blocks = [rows[statements.owner == index] for index in range(len(statements.datasets))]
+    return TruthProbe(probe).fit_samples(statements, ClassSums(blocks, cells), samples)
 
 
 def centred_by_hand(statements: Statements, rows: np.ndarray, sample: np.ndarray):
@@ -94,7 +95,15 @@ def still_columns(rows, statements):
 
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize(
-    "case", [{}, {"offset": 1e5}, {"width": 400}, {"sizes": (60, 60)}, {"shared": 0}, {"still": 1}]
+    "case",
+    [
+        {},
+        {"offset": 1e5},
+        {"sizes": (40, 36, 50, 44), "width": 180},
+        {"sizes": (60, 60)},
+        {"shared": 0},
+        {"still": 1},
+    ],
 )
 def test_sums_give_what_fitting_each_sample_gives(name, case):
     options = {key: value for key, value in case.items() if key != "still"}
@@ -149,6 +158,62 @@ def test_whitened_directions_are_those_of_scikit_learn():
     assert cosine == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("inverse_penalty", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize(
+    "case",
+    [{}, {"offset": 1e5}, {"shared": 0}, {"still": 1}, {"width": 240}, {"separable": 1}],
+)
+def test_logistic_probes_are_scikit_learn_s_at_convergence(case, inverse_penalty):
+    statements, rows = made(**{key: case[key] for key in case if key not in ("still", "separable")})
+    if "still" in case:
+        rows = still_columns(rows, statements) / [1, 1, 1, 1e3, *[1] * 20]
+    if "separable" in case:
+        rows[:, 5] += 50 * statements.labels
+    samples = samples_of(statements)
+    together = fitted_together(LogisticProbe(inverse_penalty, tol=1e-12), statements, rows, samples)
+    for sample, found in zip(samples, together, strict=True):
+        x, y = centred_by_hand(statements, rows, sample)
+        oracle = LogisticRegression(
+            C=inverse_penalty, solver="newton-cholesky", tol=1e-12, max_iter=1000
+        ).fit(x, y)
+        size = np.abs(oracle.coef_).max()
+        np.testing.assert_allclose(found.weights_, oracle.coef_[0], atol=1e-6 * size, rtol=0)
+        odds = oracle.decision_function(x)
+        np.testing.assert_allclose(
+            found.decision_function(x), odds, atol=1e-6 * np.abs(odds).max(), rtol=0
+        )
+        assert found.converged_
+        np.testing.assert_array_equal(found.predict(x), oracle.predict(x))
+
+
+def test_logistic_probes_share_their_newton_steps():
+    statements, rows = made()
+    samples = samples_of(statements)
+    found = fitted_together("logistic", statements, rows, samples)
+    assert len({probe.n_iter_ for probe in found}) == 1
+    scaled = fitted_together(LogisticProbe(standardize=True), statements, rows, samples)
+    for sample, probe in zip(samples, scaled, strict=True):
+        x, y = centred_by_hand(statements, rows, sample)
+        expected = LogisticProbe(standardize=True).fit(x, y).weights_
+        np.testing.assert_allclose(probe.weights_, expected, rtol=1e-9)
+
+
+def test_a_logistic_probe_that_stops_early_says_so():
+    statements, rows = made()
+    samples = samples_of(statements)
+    with pytest.warns(ConvergenceWarning, match="stopped after 1 step"):
+        found = fitted_together(LogisticProbe(max_iter=1), statements, rows, samples)
+    assert not any(probe.converged_ for probe in found)
+
+
+@pytest.mark.parametrize("probe", ["mass_mean", "logistic"])
+def test_activations_that_are_not_finite_are_refused(probe):
+    statements, rows = made()
+    rows[4, 2] = np.nan
+    with pytest.raises(DataError, match=r"NaN|finite"):
+        fitted_together(probe, statements, rows, samples_of(statements))
+
+
 def test_samples_of_one_class_are_refused():
     statements, rows = made()
     samples = samples_of(statements)
@@ -194,9 +259,9 @@ class TestSweep:
             "datasets": STATEMENT_SETS,
             "n_bootstrap": 20,
         }
-        frame = truth.sweep(synthetic, *STAGES, **options).frame
+        frame = truth.sweep(synthetic, *STAGES, [0, 3], **options).frame
         assert frame.columns[0] == "layer"
-        for layer in range(4):
+        for layer in (0, 3):
             expected = truth.transfer(synthetic, *STAGES, layer=layer, **options).frame
             found = frame.filter(layer=layer).drop("layer")
             assert_frame_equal(found, expected, abs_tol=1e-9)
@@ -225,7 +290,7 @@ class TestSweep:
             assert row["auroc"] == pytest.approx(roc_auc_score(truths, read))
 
     def test_is_the_same_for_every_number_of_jobs(self, synthetic):
-        options: dict[str, Any] = {"probe": "logistic", "n_bootstrap": 10}
+        options: dict[str, Any] = {"layers": [1, 2], "probe": "logistic", "n_bootstrap": 10}
         alone = truth.sweep(synthetic, *STAGES, **options).frame
         assert truth.sweep(synthetic, *STAGES, **options, n_jobs=2).frame.equals(alone)
 

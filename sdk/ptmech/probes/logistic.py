@@ -130,6 +130,16 @@ class LogisticProbe(LinearProbe):
         self.intercept_ = intercept - float(mean @ self.weights_)
         return self
 
+    def at(self, weights: NDArray[np.float64], intercept: float, *, n_iter: int) -> Self:
+        """Return itself, fitted: with the optimum for labels False and True found elsewhere."""
+        self.classes_ = np.array([False, True])
+        self.n_features_in_ = len(weights)
+        self.weights_ = self.direction_ = weights
+        self.intercept_ = intercept
+        self.n_iter_ = n_iter
+        self.converged_ = True
+        return self
+
 
 def _largest_gradient(
     features: NDArray[np.float64],

@@ -169,7 +169,9 @@ def _solve_shrunk(
     """Solve ``((1 - shrinkage) R'R / n + shrinkage I) z = right`` in the smaller of both sizes."""
     rows, width = residuals.shape
     if shrinkage == 0:
-        return scipy.linalg.pinvh(residuals.T @ residuals / rows) @ right
+        found = scipy.linalg.pinvh(residuals.T @ residuals / rows) @ right
+        found[~residuals.any(axis=0)] = 0.0  # as the pseudo-inverse has it, but for rounding
+        return found
     if shrinkage == 1:
         return right
     if width <= rows:

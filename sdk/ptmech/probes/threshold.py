@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from ptmech._arrays import finite_array
 from ptmech.errors import DataError
@@ -96,11 +95,13 @@ def fit_logistic_line(
     if np.any(positives == 0) or np.any(positives == rows):
         raise DataError("a threshold needs rows of both classes")
 
-    mean = np.mean(values, axis=-1, where=counted)
-    scale = np.sqrt(np.mean((values - mean[..., None]) ** 2, axis=-1, where=counted))
-    flat = scale <= 1e-12 * np.max(np.abs(values), axis=-1, where=counted, initial=0.0)
+    weights = counted / rows[..., None]
+    mean = np.einsum("...n,...n->...", values, weights)
+    centred = np.where(counted, values - mean[..., None], 0.0)
+    scale = np.sqrt(np.einsum("...n,...n,...n->...", centred, centred, weights))
+    flat = scale <= 1e-12 * np.where(counted, np.abs(values), 0.0).max(axis=-1)
     scale = np.where(flat, 1.0, scale)
-    scaled = np.where(counted, (values - mean[..., None]) / scale[..., None], 0.0)
+    scaled = centred / scale[..., None]
 
     low_true, high_true = _range(scaled, labels & counted)
     low_false, high_false = _range(scaled, ~labels & counted)
@@ -112,7 +113,7 @@ def fit_logistic_line(
     steepest = np.where(upward, 1.0, -1.0) * np.log1p(rows) / half_gap
 
     ordinary = ~(flat | upward | downward)
-    slope, offset = _newton(scaled, labels, counted & ordinary[..., None])
+    slope, offset = _newton(scaled, labels, np.where(ordinary[..., None], weights, 0.0))
     separable = upward | downward
     slope = np.where(flat, 0.0, np.where(separable, steepest, slope))
     offset = np.where(flat, np.log(positives / (rows - positives)), offset)
@@ -126,55 +127,89 @@ def _range(
     values: NDArray[np.float64], mask: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the least and greatest value of each problem among the masked rows."""
-    low = np.min(values, axis=-1, where=mask, initial=np.inf)
-    return low, np.max(values, axis=-1, where=mask, initial=-np.inf)
+    low = np.where(mask, values, np.inf).min(axis=-1)
+    return low, np.where(mask, values, -np.inf).max(axis=-1)
 
 
 def _newton(
-    values: NDArray[np.float64], labels: NDArray[np.bool_], counted: NDArray[np.bool_]
+    values: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return slope and offset of every problem by Newton steps, halved until the loss falls.
 
-    Problems without counted rows stay at zero.
+    Values have mean zero and unit variance under the weights, which add up to one. Problems without
+    weights stay at zero.
     """
-    sign = np.where(labels, 1.0, -1.0)
-    rows = np.maximum(np.sum(counted, axis=-1), 1)
+    true = np.where(labels, weights, 0.0)
 
-    def mean(terms: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sum(np.where(counted, terms, 0.0), axis=-1) / rows
+    def evaluate(
+        slope: NDArray[np.float64], offset: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        log_odds = slope[..., None] * values + offset[..., None]
+        return _probability_and_loss(labels, weights, log_odds)
 
-    def log_odds(slope: NDArray[np.float64], offset: NDArray[np.float64]) -> NDArray[np.float64]:
-        return slope[..., None] * values + offset[..., None]
-
-    def loss(slope: NDArray[np.float64], offset: NDArray[np.float64]) -> NDArray[np.float64]:
-        return mean(np.logaddexp(0.0, -sign * log_odds(slope, offset)))
-
-    slope = np.zeros(values.shape[:-1])
-    offset = np.zeros(values.shape[:-1])
-    current = loss(slope, offset)
+    slope, offset = _start(values, true)
+    probability, current = evaluate(slope, offset)
+    # Where that is worse than knowing nothing, say for an outlier, so is the way down from there.
+    far = current > np.log(2.0)
+    if np.any(far):
+        slope, offset = np.where(far, 0.0, slope), np.where(far, 0.0, offset)
+        probability, current = evaluate(slope, offset)
     for _ in range(_MAX_STEPS):
-        probability = expit(log_odds(slope, offset))
-        residual = probability - labels
-        curvature = probability * (1.0 - probability)
-        gradient_slope, gradient_offset = mean(residual * values), mean(residual)
-        if np.all(np.hypot(gradient_slope, gradient_offset) <= _GRADIENT):
+        residual = weights * probability - true
+        gradient_slope = np.einsum("...n,...n->...", residual, values)
+        gradient_offset = residual.sum(axis=-1)
+        going = np.hypot(gradient_slope, gradient_offset) > _GRADIENT
+        if not np.any(going):
             break
-        a, b, c = mean(curvature * values**2), mean(curvature * values), mean(curvature)
+        curvature = weights * probability * (1.0 - probability)
+        leaning = curvature * values
+        a = np.einsum("...n,...n->...", leaning, values)
+        b, c = leaning.sum(axis=-1), curvature.sum(axis=-1)
         determinant = a * c - b**2
-        usable = determinant > 0
+        usable = going & (determinant > 0)
         inverse = np.divide(1.0, determinant, out=np.zeros_like(determinant), where=usable)
         step_slope = inverse * (c * gradient_slope - b * gradient_offset)
         step_offset = inverse * (a * gradient_offset - b * gradient_slope)
 
-        length = np.ones_like(slope)
+        length, candidate = np.ones_like(slope), current
         for _ in range(_MAX_HALVINGS):
-            candidate = loss(slope - length * step_slope, offset - length * step_offset)
+            probability, candidate = evaluate(
+                slope - length * step_slope, offset - length * step_offset
+            )
             # Equal up to rounding is as low as it gets: those last steps must not be halved away.
             worse = candidate > current * (1 + 1e-14)
             if not np.any(worse):
                 break
             length = np.where(worse, length / 2, length)
-        slope -= length * step_slope
-        offset -= length * step_offset
-        current = loss(slope, offset)
+        slope = slope - length * step_slope
+        offset = offset - length * step_offset
+        current = candidate
     return slope, offset
+
+
+def _start(
+    values: NDArray[np.float64], true: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the log-odds of two normal classes of one variance: near the answer, as a rule."""
+    share = true.sum(axis=-1)
+    between = np.where(share > 0, share * (1.0 - share), 1.0)
+    distance = np.einsum("...n,...n->...", true, values) / between
+    within = np.maximum(1.0 - between * distance**2, _OVERLAP)
+    slope = distance / within
+    # The class means are (1 - share) and -share times their distance.
+    middle = distance * (0.5 - share)
+    chances = np.where(share > 0, share / (1.0 - share), 1.0)
+    offset = np.log(chances) - slope * middle
+    return slope, offset
+
+
+def _probability_and_loss(
+    labels: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    log_odds: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each row's probability of being true, and the mean loss of every problem."""
+    small = np.exp(-np.abs(log_odds))
+    probability = np.where(log_odds >= 0, 1.0, small) / (1.0 + small)
+    wrong = np.maximum(np.where(labels, -log_odds, log_odds), 0.0)
+    return probability, (weights * (wrong + np.log1p(small))).sum(axis=-1)

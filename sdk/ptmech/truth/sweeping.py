@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import polars as pl
 from sklearn.base import BaseEstimator
 from sklearn.utils.parallel import Parallel, delayed
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from ptmech._arguments import layer_numbers
 from ptmech._held_out import Centering
@@ -114,5 +115,11 @@ def _layer(
 ) -> tuple[list[dict[str, Any]], list[warnings.WarningMessage]]:
     # One thread, here as in every other process: how sums are split among threads shows in their
     # last digits, and processes that all take every core get in each other's way.
-    with threadpool_limits(limits=1):
+    with _thread_pools().limit(limits=1):
         return test.rows_and_warnings(stored)
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Return the libraries of this process that have threads: looking for them takes a while."""
+    return ThreadpoolController()
