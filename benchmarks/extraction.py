@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ float32. The unit is a *bare forward*: the body alone, rows sorted by length, ba
 read and nothing stored. All others keep every layer.
 
 - **ptmech, tree**: rows that begin alike share a sequence. What a build does by itself where it is
-  the cheaper way; `ptmech plan` says which one it takes.
+  the cheaper way; `ptmech plan` says which one it takes. The last table's rows begin with nothing
+  in common, and are as long as statements: there it takes batches.
 - **ptmech, batches**: rows of similar length, filled by a budget of tokens.
 - **forward hooks**: written by hand on the bare forward, the last token gathered in the hook.
 - **output_hidden_states**: transformers' own, all tokens of all layers kept until the end; MLP
@@ -70,15 +71,15 @@ Store = dict[tuple[str, int], NDArray[np.float32]]
 
 
 def run(setting: Setting) -> list[Table]:
-    """Compare on sets that share much, more, and little but a template."""
+    """Compare on sets that share much, more, little but a template, and nothing."""
     rounds = setting.rounds or ROUNDS
     tables: list[Table] = []
-    for dataset, most, peers in (
-        ("cities", 128, True),
-        ("larger_than", None, False),
-        ("harmful", 32, False),
+    for task, peers in (
+        (task_of(setting, "cities", 128), True),
+        (task_of(setting, "larger_than", None), False),
+        (task_of(setting, "harmful", 32), False),
+        (nothing_shared(task_of(setting, "cities", 128)), False),
     ):
-        task = task_of(setting, dataset, most)
         costs = measure(
             ways(task, setting if peers else None),
             reference=BARE,
@@ -87,7 +88,7 @@ def run(setting: Setting) -> list[Table]:
             tolerance=TOLERANCE,
         )
         prompts = task.prompts
-        title = f"{dataset}: {len(prompts.token_ids)} rows, {prompts.tokens} tokens"
+        title = f"{prompts.dataset}: {len(prompts.token_ids)} rows, {prompts.tokens} tokens"
         tables.append(cost_table(title, costs, unit="bare forward"))
     return tables
 
@@ -103,6 +104,18 @@ def task_of(setting: Setting, dataset: str, most: int | None) -> Task:
         rows["rendered_sha256"].to_list(),
     )
     return Task(setting.model.sites, prompts)
+
+
+def nothing_shared(task: Task) -> Task:
+    """Return rows of the same lengths, of tokens drawn by chance: no two begin alike."""
+    drawn = np.random.default_rng(0)
+    vocabulary, given = task.sites.vocabulary, task.prompts
+    firsts = drawn.permutation(vocabulary)[: len(given.token_ids)].tolist()
+    rows = [
+        [first, *drawn.integers(0, vocabulary, len(ids) - 1).tolist()]
+        for first, ids in zip(firsts, given.token_ids, strict=True)
+    ]
+    return Task(task.sites, replace(given, dataset="nothing shared", token_ids=rows))
 
 
 def ways(task: Task, peers: Setting | None) -> list[Way | Absent]:

@@ -217,6 +217,9 @@ def test_extraction() -> None:
         tolerance=extraction.TOLERANCE,
     )
     assert len(found) == 4
+    unshared = extraction.nothing_shared(task).prompts.token_ids
+    assert [len(row) for row in unshared] == [len(row) for row in rows]
+    assert len({row[0] for row in unshared}) == len(rows)
     for more in (extraction.forward_hooks, extraction.hidden_states):
         ways = [
             Way(name="ours", run=lambda: extraction.ours(task, "tree")),

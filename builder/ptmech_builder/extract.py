@@ -100,15 +100,15 @@ def extract(
         wanted,
         packing=packing,
         tokens_per_batch=tokens_per_batch,
+        dtype=getattr(torch, dtype),
         take=keep,
     )
     note(ran)
-    for (site, layer), values in found.items():
-        if not np.isfinite(values.astype(np.float32, copy=False)).all():
-            raise DataError(
-                f"{site} of layer {layer} on {prompts.dataset!r} is not finite in {dtype}; "
-                "compute and store in float32 or bfloat16"
-            )
+    for site, layer in ran.not_finite[:1]:
+        raise DataError(
+            f"{site} of layer {layer} on {prompts.dataset!r} is not finite in {dtype}; "
+            "compute and store in float32 or bfloat16"
+        )
     return found
 
 

@@ -333,9 +333,7 @@ def test_the_sample_has_a_row_that_shares(llama: Any, monkeypatch: pytest.Monkey
     whole = extracted(llama, prompts, packing="tree")
     assert check(llama, prompts, whole, n_rows=2) <= 1e-5
     # A mask by which branches see each other breaks only the rows that share.
-    monkeypatch.setattr(
-        Tree, "visible", lambda tree, _window=None: np.tri(tree.n_tokens, dtype=np.bool_)
-    )
+    monkeypatch.setattr(Tree, "ends", property(lambda tree: np.full(tree.n_tokens, tree.n_tokens)))
     broken = extracted(llama, prompts, packing="tree", tokens_per_batch=5)
     for place in WANTED:  # the rows that two of a sample would be
         np.testing.assert_allclose(broken[place][[0, 4]], whole[place][[0, 4]], atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -269,6 +270,28 @@ def test_generation_with_a_cache_freezes_at_the_scales_of_the_unedited_model(wri
     assert generated(writer, [ablation], [frozen]) == expected
     assert generated(writer, [frozen], [ablation]) == expected
     assert expected != generated(writer)
+
+
+def test_rows_that_have_ended_leave_a_frozen_norm_as_it_is(writer: Any) -> None:
+    endless = [
+        completed_by_hand(writer, prompt, layer=1, at=[len(prompt) - 1]) for prompt in PROMPTS
+    ]
+
+    def cut(end: int) -> list[list[int]]:
+        return [reply[: reply.index(end) + 1] if end in reply else reply for reply in endless]
+
+    end = max({*chain(*endless)}, key=lambda end: len({len(reply) for reply in cut(end)}))
+    expected = cut(end)
+    writer.generation_config.eos_token_id = end
+    rows: list[int] = []
+    handle = writer.lm_head.register_forward_pre_hook(lambda _head, args: rows.append(len(args[0])))
+    ablation = mean_ablate(NEURONS, 9 * MEANS, layer=1, positions=[-1])
+    with intervene(writer, ablation, freeze_final_norm()):
+        found = generate_tokens(writer, ENDLESS, PROMPTS, max_new_tokens=STEPS)
+    handle.remove()
+    writer.generation_config.eos_token_id = None
+    assert found == expected
+    assert min(rows) < len(PROMPTS)
 
 
 @pytest.mark.parametrize("position", [0, -1])

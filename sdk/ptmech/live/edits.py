@@ -8,8 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,6 +26,32 @@ Layers = Literal["all"] | int | Sequence[int]
 
 Sites = Literal["residual"] | Sequence[str]
 """Sites to act at: those named, or every place of the model's stream that something reads."""
+
+
+class Placed:
+    """A tensor, brought once to each device and element type in which a model computes with it.
+
+    Parameters
+    ----------
+    tensor
+        Anywhere; not to be changed any more.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def like(self, values: Tensor) -> Tensor:
+        """Return it where `values` are, in their element type."""
+        return self.on(values.device, values.dtype)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return it on a device, in an element type."""
+        if (device, dtype) not in self._copies:
+            # A copy made in inference mode could not be used where gradients are wanted.
+            with torch.inference_mode(False):
+                self._copies[device, dtype] = self._tensor.to(device, dtype)
+        return self._copies[device, dtype]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -94,7 +122,11 @@ class Ablation(SiteEdit):
     @override
     def __call__(self, values: Tensor) -> Tensor:
         exact = precise(values)
-        return (exact - _along(exact, self.unit)).to(values.dtype)
+        return (exact - _along(exact, self._placed.like(exact))).to(values.dtype)
+
+    @cached_property
+    def _placed(self) -> Placed:
+        return Placed(self.unit)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -110,7 +142,11 @@ class Addition(SiteEdit):
 
     @override
     def __call__(self, values: Tensor) -> Tensor:
-        return values + self.vector.to(values.device, values.dtype)
+        return values + self._placed.like(values)
+
+    @cached_property
+    def _placed(self) -> Placed:
+        return Placed(self.vector)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -127,10 +163,15 @@ class Scaling(SiteEdit):
 
     @override
     def __call__(self, values: Tensor) -> Tensor:
-        if self.unit is None:
+        placed = self._placed
+        if placed is None:
             return values * self.factor
         exact = precise(values)
-        return (exact + (self.factor - 1) * _along(exact, self.unit)).to(values.dtype)
+        return (exact + (self.factor - 1) * _along(exact, placed.like(exact))).to(values.dtype)
+
+    @cached_property
+    def _placed(self) -> Placed | None:
+        return None if self.unit is None else Placed(self.unit)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,22 +187,25 @@ class Patch(SiteEdit):
 
     @override
     def __call__(self, values: Tensor) -> Tensor:
-        return self.values.to(values.device, values.dtype)
+        return self._placed.like(values)
 
     @override
     def edited(self, stream: Tensor, layout: LayoutTracker) -> Tensor | None:
         if self.positions is None:
             raise DataError("a patch needs the positions it is to replace")
-        index, present = layout.layout.locate(self.positions, stream)
-        if not bool(present.any()):
+        chosen = layout.layout.chosen(self.positions, stream)
+        if chosen is None:
             return None
-        values = self.values
+        values = self._placed.like(stream)
         values = layout.layout.of_rows(values, "a patch") if values.ndim == 3 else values
-        rows, columns = present.nonzero(as_tuple=True)
         changed = stream.clone()
-        new = values.to(changed).expand(len(stream), -1, -1)
-        changed[rows, index[rows, columns]] = new[rows, columns]
+        new = values.expand(len(stream), -1, -1)
+        changed[chosen.rows, chosen.tokens] = new[chosen.rows, chosen.columns]
         return changed
+
+    @cached_property
+    def _placed(self) -> Placed:
+        return Placed(self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,11 +245,13 @@ class MeanAblation:
         """Put it before the layer's down-projection."""
         layer = self._layer(sites)
         whole = len(self.means) == sites.width_of_mlp(layer)
-        means = self.means[self.neurons] if whole else self.means
+        means = Placed(self.means[self.neurons] if whole else self.means)
+        neurons = Placed(self.neurons)
 
         def held(activations: Tensor) -> Tensor:
             changed = activations.clone()
-            changed[..., self.neurons.to(changed.device)] = means.to(changed)
+            where = neurons.on(changed.device, self.neurons.dtype)
+            changed[..., where] = means.like(changed)
             return changed
 
         yield sites.attach_neurons(
@@ -218,5 +264,4 @@ class MeanAblation:
 
 def _along(values: Tensor, unit: Tensor) -> Tensor:
     """Return the component of values [..., d_model] along a unit vector [d_model]."""
-    unit = unit.to(values)
     return (values @ unit).unsqueeze(-1) * unit

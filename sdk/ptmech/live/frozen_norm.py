@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ptmech.errors import DataError
-from ptmech.live.layout import LayoutTracker, require_whole_forwards
+from ptmech.live.layout import Batch, LayoutTracker, require_whole_forwards, running_batch
 from ptmech.live.sites import ModelSites, is_suspended, suspended
 
 _TOKENWISE = ("input_ids", "inputs_embeds", "position_ids")
@@ -40,7 +40,10 @@ class _CleanRun:
         self._sites = sites
         self._norm = sites.final_norm_parts
         self._seen: dict[str, Tensor] = {}
-        self._by_cache: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
+        self._batch = running_batch(0)
+        self._by_cache: WeakKeyDictionary[Any, tuple[Batch, dict[str, Tensor]]] = (
+            WeakKeyDictionary()
+        )
         self._scales: Tensor | None = None
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -50,7 +53,7 @@ class _CleanRun:
         given = {**({"input_ids": args[0]} if args else {}), **kwargs}
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        self._remember(given, past, self._by_cache.get(cache, {}) if past else {})
+        self._remember(given, past, self._by_cache.get(cache) if past else None)
         tokens = next(iter(self._seen.values())).shape[1]
         streams: list[Tensor] = []
 
@@ -67,15 +70,18 @@ class _CleanRun:
             handle.remove()
         self._scales = self._norm.scale(streams[0][:, past:tokens])
 
-    def _remember(self, given: dict[str, Any], past: int, before: dict[str, Tensor]) -> None:
+    def _remember(
+        self, given: dict[str, Any], past: int, earlier: tuple[Batch, dict[str, Tensor]] | None
+    ) -> None:
         """Keep the arguments of all tokens so far: the clean run has no cache of its own."""
         new = {name: given[name] for name in _TOKENWISE if given.get(name) is not None}
-        if not past:
-            self._seen = new
-            return
-        held = [tensor.shape[:2] for tensor in before.values()]
         rows = len(next(iter(new.values())))
-        if not held or held[0][0] != rows or held[0][1] < past or new.keys() != before.keys():
+        if not past:
+            self._seen, self._batch = new, running_batch(rows)
+            return
+        before = self._rows_left(earlier, rows)
+        held = [tensor.shape[1] for tensor in before.values()]
+        if not held or held[0] < past or new.keys() != before.keys():
             raise DataError(
                 "the final norm cannot be frozen in a forward whose cache was filled outside of "
                 "this context, or from embeddings where now there are token ids"
@@ -83,6 +89,21 @@ class _CleanRun:
         self._seen = {
             name: torch.cat([tensor[:, :past], new[name]], dim=1) for name, tensor in before.items()
         }
+
+    def _rows_left(
+        self, earlier: tuple[Batch, dict[str, Tensor]] | None, rows: int
+    ) -> dict[str, Tensor]:
+        """Pick what was kept of the rows that are still there; nothing if they are not known."""
+        if earlier is None:
+            return {}
+        self._batch, seen = earlier
+        if len(next(iter(seen.values()))) == rows:
+            return seen
+        remaining = self._batch.remaining(rows)
+        if remaining is None:
+            return {}
+        self._batch, places = remaining
+        return {name: tensor[places] for name, tensor in seen.items()}
 
     def rescale(self, _norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Any:
         # Computed anew rather than rescaled: freezing twice is then the same as freezing once.
@@ -96,4 +117,4 @@ class _CleanRun:
         self._scales = None
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            self._by_cache[cache] = self._seen
+            self._by_cache[cache] = (self._batch, self._seen)

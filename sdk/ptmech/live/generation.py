@@ -7,8 +7,8 @@ a result beyond rounding, nor which tokens are sampled.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
 
 from ptmech._arguments import whole_number
 from ptmech.errors import DataError
+from ptmech.live.decoding import Read, Scores, decode
 from ptmech.live.layout import running_rows
 from ptmech.live.sites import ModelSites
 
@@ -103,7 +105,7 @@ def generate_tokens(
     sampling
         How to draw tokens; None, the default, takes the likeliest one every time.
     batch_size
-        Prompts that run together.
+        Prompts that run together; those that have ended leave.
 
     Returns
     -------
@@ -119,23 +121,42 @@ def generate_tokens(
     whole_number("max_new_tokens", max_new_tokens)
     sites = ModelSites.of(model)
     ends = end_tokens(model, tokenizer)
-    replies: list[list[int]] = [[] for _ in token_lists]
-    with _plain_generation(model, ends):
-        for batch in batches(token_lists, batch_size):
-            input_ids, mask = pad([token_lists[row] for row in batch], side="left")
-            runner: Any = model
-            with running_rows(batch, len(token_lists)):
-                whole = runner.generate(
-                    input_ids.to(sites.device),
-                    attention_mask=mask.to(sites.device),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    logits_processor=_drawing(sampling, batch),
-                )
-            for row, new in zip(batch, whole[:, input_ids.shape[1] :].tolist(), strict=True):
-                stop = next((at for at, token in enumerate(new) if token in ends), len(new))
-                replies[row] = new[: stop + 1]
+    total = len(token_lists)
+    replies: list[list[int]] = [[] for _ in range(total)]
+    for batch in batches(token_lists, batch_size):
+        draws: dict[str, Scores] = {} if sampling is None else {"scores": _Draws(sampling, batch)}
+
+        def still(rows: Sequence[int], batch: list[int] = batch) -> AbstractContextManager[None]:
+            return running_rows([batch[row] for row in rows], total)
+
+        found = decode(
+            sites,
+            _read(sites, token_lists, batch),
+            ends=ends,
+            max_new_tokens=max_new_tokens,
+            holding=still,
+            **draws,
+        )
+        for row, reply in zip(batch, found, strict=True):
+            replies[row] = reply
     return replies
+
+
+def _read(sites: ModelSites, token_lists: Sequence[TokenIds], batch: Sequence[int]) -> Read:
+    """Read some of the prompts to their end."""
+    input_ids, mask = pad([token_lists[row] for row in batch], side="left")
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    config: Any = sites.body.config
+    cache = DynamicCache(config=config)
+    with running_rows(batch, len(token_lists), mask=mask):
+        output = sites.body(
+            input_ids=input_ids.to(sites.device),
+            attention_mask=None if bool(mask.all()) else mask.to(sites.device),
+            position_ids=positions.to(sites.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return Read(last=output.last_hidden_state[:, -1], lengths=mask.sum(dim=1), cache=cache)
 
 
 def generate_texts(
@@ -256,16 +277,19 @@ def token_losses(
     tokens_at_once
         Tokens that meet the unembedding together; bounds the memory of the logits.
     """
-    total = 0.0
-    predicted = mask[:, 1:].bool()
-    before = normed[:, :-1][predicted.to(normed.device)]
-    targets = input_ids[:, 1:][predicted].to(before.device)
-    for rows, expected in zip(
+    # Where tokens are is known here, and what they lose is added up there: the device is waited for
+    # once.
+    rows, columns = mask[:, 1:].nonzero(as_tuple=True)
+    before = normed[rows.to(normed.device), columns.to(normed.device)]
+    targets = input_ids[rows, columns + 1].to(before.device)
+    total = torch.zeros((), dtype=torch.float64)
+    for streams, expected in zip(
         before.split(tokens_at_once), targets.split(tokens_at_once), strict=True
     ):
-        logits = sites.project(rows).float()
-        total += float(cross_entropy(logits, expected.to(logits.device), reduction="sum"))
-    return total
+        logits = sites.project(streams).float()
+        lost = cross_entropy(logits, expected.to(logits.device), reduction="sum").double()
+        total = total.to(lost.device) + lost
+    return float(total)
 
 
 def texts_of_two(token_lists: Sequence[TokenIds]) -> Sequence[TokenIds]:
@@ -312,7 +336,7 @@ def run_body(
         The stream after the final norm [rows, tokens, d_model], and what :func:`pad` made.
     """
     input_ids, mask = pad([token_lists[row] for row in batch], side="right")
-    with running_rows(batch, len(token_lists)):
+    with running_rows(batch, len(token_lists), mask=mask):
         output = sites.body(
             input_ids=input_ids.to(sites.device),
             attention_mask=mask.to(sites.device),
@@ -339,47 +363,24 @@ def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(ends))
 
 
-def _drawing(sampling: Sampling | None, rows: Sequence[int]) -> Any:
-    """Return the logits processors that turn the likeliest token into a drawn one."""
-    from transformers import (
-        LogitsProcessorList,
-        TemperatureLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    if sampling is None:
-        return LogitsProcessorList()
-    steps: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
-    if sampling.top_p < 1:
-        steps.append(TopPLogitsWarper(sampling.top_p))
-    return LogitsProcessorList([*steps, _GumbelNoise(sampling.seed, rows)])
-
-
-class _GumbelNoise:
-    """Adds Gumbel noise to logits: their maximum is then a draw from the softmax.
+class _Draws:
+    """Scores whose maximum is a draw from the softmax of the logits: they have Gumbel noise on top.
 
     transformers would draw all rows of a batch from one stream of random numbers, so that a row's
     tokens would depend on its neighbours; here each row has its own.
     """
 
-    def __init__(self, seed: int, rows: Sequence[int]) -> None:
-        self._streams = [np.random.default_rng([seed, row]) for row in rows]
+    def __init__(self, sampling: Sampling, rows: Sequence[int]) -> None:
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = np.stack([stream.gumbel(size=scores.shape[1]) for stream in self._streams])
+        warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+        if sampling.top_p < 1:
+            warpers.append(TopPLogitsWarper(sampling.top_p))
+        self._warped: Any = LogitsProcessorList(warpers)
+        self._streams = [np.random.default_rng([sampling.seed, row]) for row in rows]
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        # What was said so far, which some warpers look at, is nothing to these two.
+        scores = self._warped(torch.empty(len(rows), 0, dtype=torch.long), logits)
+        noise = np.stack([self._streams[row].gumbel(size=scores.shape[1]) for row in rows])
         return scores.double() + torch.from_numpy(noise).to(scores.device)
-
-
-@contextmanager
-def _plain_generation(model: nn.Module, ends: list[int]) -> Generator[None]:
-    # transformers fills whatever a call leaves open from the model's own settings, among them
-    # repetition penalties, so these have to be set aside.
-    from transformers import GenerationConfig
-
-    holder: Any = model
-    own = holder.generation_config
-    holder.generation_config = GenerationConfig(eos_token_id=ends or None, pad_token_id=0)
-    try:
-        yield
-    finally:
-        holder.generation_config = own

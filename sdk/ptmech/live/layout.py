@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,12 +28,37 @@ Positions = Literal["all"] | int | Sequence[int] | Sequence[Sequence[int]] | Ten
 from its end (-1 the last), others from its first token. One list for every row, or one a row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Which of a caller's rows a forward holds, and how many rows the caller has."""
+    """Which of a caller's rows a forward holds, and how many rows the caller has.
+
+    Attributes
+    ----------
+    rows, total
+        As :func:`running_rows` was told.
+    mask
+        The attention mask of their prompts on the CPU [rows, tokens], where it is known there.
+    """
 
     rows: tuple[int, ...]
     total: int
+    mask: Tensor | None = None
+
+    def remaining(self, rows: int) -> tuple[Batch, list[int]] | None:
+        """Say which of these rows a forward of so many rows goes on with.
+
+        Returns
+        -------
+        tuple or None
+            The batch that is left, and the places in this one of the rows that it has; None for
+            rows that are not known to be of this one.
+        """
+        if rows == len(self.rows):
+            return self, list(range(rows))
+        later = _BATCH.get()
+        if later is None or len(later.rows) != rows or not set(later.rows) <= set(self.rows):
+            return None
+        return later, [self.rows.index(row) for row in later.rows]
 
 
 _IN_PIECES: ContextVar[bool] = ContextVar("ptmech_in_pieces", default=False)
@@ -71,13 +97,27 @@ _BATCH: ContextVar[Batch | None] = ContextVar("ptmech_batch", default=None)
 
 
 @contextmanager
-def running_rows(rows: Sequence[int], total: int) -> Generator[None]:
-    """Announce which of `total` rows the forwards in this block hold, in their order."""
-    token = _BATCH.set(Batch(tuple(rows), total))
+def running_rows(rows: Sequence[int], total: int, *, mask: Tensor | None = None) -> Generator[None]:
+    """Announce which of `total` rows the forwards in this block hold, in their order.
+
+    Parameters
+    ----------
+    rows, total
+        Which of how many.
+    mask
+        The attention mask of whole prompts [rows, tokens] on the CPU: what is known here need not
+        be read back from the device. Forwards of other lengths are not affected.
+    """
+    token = _BATCH.set(Batch(tuple(rows), total, mask))
     try:
         yield
     finally:
         _BATCH.reset(token)
+
+
+def running_batch(rows: int) -> Batch:
+    """Return what :func:`running_rows` announced; else a forward's rows are all there are."""
+    return _BATCH.get() or Batch(tuple(range(rows)), rows)
 
 
 def parse_positions(positions: Positions) -> Tensor | None:
@@ -103,7 +143,9 @@ def parse_positions(positions: Positions) -> Tensor | None:
         )
     if parsed.is_floating_point() or parsed.dtype == torch.bool:
         raise DataError("positions must be whole numbers")
-    return parsed.long().reshape(1) if parsed.ndim == 0 else parsed.long()
+    # On the CPU: where tokens are is worked out there, so that no device is ever waited for.
+    parsed = parsed.long().cpu()
+    return parsed.reshape(1) if parsed.ndim == 0 else parsed
 
 
 def prompt_indices(positions: Positions, lengths: Sequence[int]) -> Tensor:
@@ -153,7 +195,7 @@ def _counted(positions: Tensor, first: Tensor, end: Tensor, complaint: str) -> T
     DataError
         The complaint, about the first position that lies outside of its prompt.
     """
-    positions = positions.to(first.device).expand(len(first), -1)
+    positions = positions.expand(len(first), -1)
     start, stop = first.unsqueeze(1), end.unsqueeze(1)
     counted = torch.where(positions < 0, stop + positions, start + positions)
     outside = (counted < start) | (counted >= stop)
@@ -166,24 +208,67 @@ def _counted(positions: Tensor, first: Tensor, end: Tensor, complaint: str) -> T
 
 
 @dataclass(frozen=True, eq=False)
+class Extents:
+    """Where the prompts of a batch begin and end, read from their mask when it is asked for.
+
+    Attributes
+    ----------
+    mask
+        The attention mask [rows, tokens], on any device.
+    """
+
+    mask: Tensor
+
+    @cached_property
+    def first_and_end(self) -> tuple[Tensor, Tensor]:
+        """The first token of each prompt and the one after its last [rows], on the CPU."""
+        real = self.mask.cpu().bool().long()
+        return real.argmax(dim=1), real.shape[1] - real.flip(dims=(1,)).argmax(dim=1)
+
+
+class Chosen(NamedTuple):
+    """Tokens of a running forward, on the device where it is."""
+
+    rows: Tensor
+    """Their rows [tokens]."""
+    tokens: Tensor
+    """Where in their rows they are [tokens]."""
+    columns: Tensor
+    """Which of the positions they are [tokens]."""
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The rows of a running forward.
 
     Attributes
     ----------
-    first, end
-        Whole numbers [rows]: the first token of each prompt and the one after its last, counted
-        over padding and cache.
+    prompts
+        Where their prompts are, counted over padding and cache.
     past
         Tokens that the cache held before this forward.
     batch
         Which of the caller's rows these are.
+    kept
+        Which of the rows of `prompts` are still there.
     """
 
-    first: Tensor
-    end: Tensor
+    prompts: Extents
     past: int
     batch: Batch
+    kept: tuple[int, ...]
+    _chosen: dict[tuple[int, int, torch.device], tuple[Tensor, Chosen | None]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def later(self, past: int, rows: int) -> Layout | None:
+        """Return the layout of a forward that goes on from this one; None if rows are unknown."""
+        remaining = self.batch.remaining(rows)
+        if remaining is None:
+            return None
+        batch, places = remaining
+        kept = tuple(self.kept[place] for place in places)
+        return replace(self, past=past, batch=batch, kept=kept)
 
     def of_rows(self, values: Tensor, what: str) -> Tensor:
         """Pick what belongs to the rows of this forward from values of all rows.
@@ -198,6 +283,33 @@ class Layout:
                 f"{what} for {values.shape[0]} rows do not fit a call with {self.batch.total} rows"
             )
         return values[torch.tensor(self.batch.rows, device=values.device)]
+
+    def chosen(self, positions: Tensor, stream: Tensor) -> Chosen | None:
+        """Say which tokens of the running forward are at positions; None if it holds none of them.
+
+        Worked out once for all layers and sites, and without waiting for the device.
+
+        Parameters
+        ----------
+        positions, stream
+            As for :meth:`locate`.
+
+        Raises
+        ------
+        DataError
+            A position outside of a prompt.
+        """
+        key = (id(positions), stream.shape[1], stream.device)
+        if key not in self._chosen:
+            index, present = self._located(positions, stream.shape[1])
+            rows, columns = present.nonzero(as_tuple=True)
+            found = (rows, index[rows, columns], columns)
+            # The positions are kept along, so that no others can get their number.
+            self._chosen[key] = (
+                positions,
+                Chosen(*(part.to(stream.device) for part in found)) if len(rows) else None,
+            )
+        return self._chosen[key][1]
 
     def locate(self, positions: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
         """Say where positions of the prompts are in the running forward.
@@ -220,16 +332,22 @@ class Layout:
         DataError
             A position outside of a prompt.
         """
+        index, present = self._located(positions, stream.shape[1])
+        return index.to(stream.device), present.to(stream.device)
+
+    def _located(self, positions: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`locate` does for a forward of so many tokens, on the CPU."""
         if positions.ndim == 2:
             positions = self.of_rows(positions, "positions")
+        first, end = (of_all[list(self.kept)] for of_all in self.prompts.first_and_end)
         whole = _counted(
             positions,
-            self.first,
-            self.end,
+            first,
+            end,
             "position {position} lies outside of a prompt of {tokens} tokens",
         )
-        index = (whole - self.past).to(stream.device)
-        return index, (index >= 0) & (index < stream.shape[1])
+        index = whole - self.past
+        return index, (index >= 0) & (index < tokens)
 
 
 class LayoutTracker:
@@ -286,23 +404,23 @@ class LayoutTracker:
         rows, tokens = given.shape[:2]
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        batch = _BATCH.get() or Batch(tuple(range(rows)), rows)
+        batch = running_batch(rows)
         # A forward that goes on from a cache filled in this block brings generated tokens: the
         # prompts are those of the cache.
         before = self._by_cache.get(cache) if past else None
-        if before is not None and len(before.first) == rows:
-            self._layout = replace(before, past=past)
+        later = None if before is None else before.later(past, rows)
+        if later is not None:
+            self._layout = later
             return
         mask = kwargs.get("attention_mask")
         if mask is None:
-            mask = torch.ones(rows, past + tokens, dtype=torch.long, device=given.device)
+            mask = torch.ones(rows, past + tokens, dtype=torch.long)
+        elif batch.mask is not None and batch.mask.shape == (rows, past + tokens):
+            mask = batch.mask
         if not isinstance(mask, Tensor) or mask.ndim != 2 or len(batch.rows) != rows:
             self._layout = None
             return
-        real = mask.bool().long()
-        first = real.argmax(dim=1)
-        end = real.shape[1] - real.flip(dims=(1,)).argmax(dim=1)
-        self._layout = Layout(first, end, past, batch)
+        self._layout = Layout(Extents(mask), past, batch, tuple(range(rows)))
 
 
 Edit = Callable[[Tensor], Tensor]
@@ -319,11 +437,10 @@ def edit_tokens(stream: Tensor, positions: Tensor | None, layout: LayoutTracker,
     """
     if positions is None:
         return edit(stream)
-    index, present = layout.layout.locate(positions, stream)
-    if not bool(present.any()):
+    chosen = layout.layout.chosen(positions, stream)
+    if chosen is None:
         return None
-    rows, columns = present.nonzero(as_tuple=True)
-    tokens = index[rows, columns]
+    at = chosen.rows, chosen.tokens
     changed = stream.clone()
-    changed[rows, tokens] = edit(stream[rows, tokens])
+    changed[at] = edit(stream[at])
     return changed

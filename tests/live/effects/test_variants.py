@@ -37,6 +37,17 @@ SHARED = [9, 4, 31, 17]
 PROMPTS = [SHARED + _random.integers(2, 40, size=size).tolist() for size in (5, 2, 7, 4, 1, 6)]
 VECTORS = torch.tensor(np.vstack([np.zeros(D_MODEL), _random.normal(size=(2, D_MODEL)) * 4]))
 STEPS = 4
+UNLIKE = ("llama", "gpt2", "gemma2", "smollm3", "opt", "qwen2_moe")
+"""Families with blocks of several kinds, or caches, masks and positions of their own."""
+
+
+def places(layers: Sequence[int], rest: int) -> list[tuple[str, int]]:
+    """Every family with a layer: those unlike each other with all of them."""
+    return [
+        (family, layer)
+        for family in FAMILIES
+        for layer in (layers if family in UNLIKE else (rest,))
+    ]
 
 
 def live(family: str) -> LiveModel:
@@ -65,8 +76,7 @@ def logits_by_hand(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.T
         return [model(torch.tensor([list(p)]), use_cache=False).logits[0, -1] for p in prompts]
 
 
-@pytest.mark.parametrize("layer", range(N_LAYERS))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "layer"), places(range(N_LAYERS), 1))
 def test_variants_that_branch_are_plain_forwards(family: str, layer: int) -> None:
     model = live(family)
     with model.intervene(added(layer)):
@@ -81,8 +91,7 @@ def test_variants_that_branch_are_plain_forwards(family: str, layer: int) -> Non
     assert hook_count(model.model) == 0
 
 
-@pytest.mark.parametrize("first_layer", [0, 1])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "first_layer"), places([0, 1], 1))
 def test_completions_that_branch_are_plain_forwards(
     family: str, first_layer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

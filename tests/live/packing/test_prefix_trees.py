@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ptmech.errors import DataError
 from ptmech.live.packing.batches import batches, padded_tokens
-from ptmech.live.packing.prefix_trees import Tree, most_shared, prefix_trees
+from ptmech.live.packing.prefix_trees import Tree, most_shared, prefix_trees, seen_by
 
 # Few ids and short rows: many share beginnings, some are the same, some begin another.
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), max_size=14)
@@ -82,7 +82,7 @@ def test_a_token_sees_its_own_text_and_nothing_else(
     rows: list[list[int]], longest: int, window: int | None
 ) -> None:
     for tree in prefix_trees(rows, longest):
-        seen = tree.visible(window)
+        seen = seen_by(np.arange(tree.n_tokens), tree.ends, tree.depths, window)
         for node in range(tree.n_tokens):
             ancestors = np.flatnonzero(seen[node])
             before = text_before(tree, node)

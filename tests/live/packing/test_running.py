@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.tiny_models import (
 from torch import Tensor
 
 from ptmech.errors import DataError, UnknownNameError
-from ptmech.live.packing import forwards
+from ptmech.live.packing import forwards, running
 from ptmech.live.packing.running import Ran, run_packed
 from ptmech.live.sites import SITES, ModelSites
 
@@ -244,6 +245,54 @@ def test_a_model_that_cannot_run_trees_runs_batches_and_says_why(
     assert_alike(found, expected, LAST)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("packing", ["tree", "batches"])
+def test_values_come_in_the_element_type_asked_for(
+    llama: Any, expected: Values, dtype: torch.dtype, packing: str
+) -> None:
+    asked = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+    types: set[torch.dtype] = set()
+    found: Values = {place: [np.empty(0)] * len(ROWS) for place in WANTED}
+
+    def take(numbers: np.ndarray, values: Mapping[tuple[str, int], Tensor]) -> None:
+        for place, tensor in values.items():
+            types.add(tensor.dtype)
+            for row, one in zip(numbers.tolist(), tensor, strict=True):
+                found[place][row] = one.float().numpy()
+
+    sites = ModelSites.of(llama)
+    how = run_packed(sites, ROWS, LAST, WANTED, packing=packing, dtype=dtype, take=take)
+    assert types == {dtype}
+    assert not how.not_finite
+    assert_alike(found, expected, LAST, tolerance=asked[dtype])
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("packing", ["tree", "batches"])
+def test_it_is_told_where_values_are_not_finite(
+    packing: str, dtype: torch.dtype, broken: float
+) -> None:
+    model = tiny_model()
+
+    def spoil(_mlp: object, _args: object, output: Tensor) -> Tensor:
+        return output.index_fill(-1, torch.tensor([3]), broken)
+
+    blocks(model)[N_LAYERS - 1].mlp.register_forward_hook(spoil)
+    _found, how = ran(model, ROWS, LAST, packing=packing, dtype=dtype, tokens_per_batch=30)
+    spoilt = {("mlp_out", N_LAYERS - 1), ("resid_post", N_LAYERS - 1)}
+    fits = np.isfinite(broken) and broken <= torch.finfo(dtype).max
+    assert set(how.not_finite) == (set() if fits else spoilt)
+
+
+@pytest.mark.parametrize("token", [-1, len(ROWS[1])])
+def test_a_token_that_a_row_does_not_have_is_refused(llama: Any, token: int) -> None:
+    indices = LAST.copy()
+    indices[1] = token
+    with pytest.raises(DataError, match=f"token {token} is wanted of row 1, which has"):
+        ran(llama, ROWS, indices)
+
+
 # Stopping ----------------------------------------------------------------------------------------
 
 
@@ -320,8 +369,39 @@ def memory_for(model: Any, tokens: int, message: str = "CUDA out of memory. Trie
     return blocks(model)[1].register_forward_pre_hook(fail)
 
 
+@pytest.fixture
+def no_sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the collection of garbage out, which takes its time and has a test of its own."""
+    monkeypatch.setattr(running, "clear_device_cache", lambda **_: None)
+
+
+def test_what_a_forward_left_is_given_back_before_the_next(
+    expected: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    sizes: list[int] = []
+    held: list[bool] = []
+    blocks(model)[0].register_forward_hook(
+        lambda _block, _args, output: sizes.append(output.shape[:2].numel())
+    )
+    real = running.clear_device_cache
+
+    def sweep(**options: bool) -> None:
+        real(**options)
+        # No exception, and with it no frame that holds its tensors, is being handled any more.
+        held.append(sys.exception() is not None)
+
+    monkeypatch.setattr(running, "clear_device_cache", sweep)
+    handle = memory_for(model, 40)
+    found, _how = ran(model, ROWS, LAST, tokens_per_batch=200)
+    handle.remove()
+    assert held == [False] * sum(size > 40 for size in sizes) != []
+    assert_alike(found, expected, LAST)
+
+
 @pytest.mark.parametrize("packing", ["tree", "batches"])
 @pytest.mark.parametrize("tokens", [16, 40])
+@pytest.mark.usefixtures("no_sweeping")
 def test_where_memory_runs_out_smaller_forwards_do_the_rest(
     expected: Values, packing: str, tokens: int
 ) -> None:
@@ -336,6 +416,7 @@ def test_where_memory_runs_out_smaller_forwards_do_the_rest(
     assert hook_count(model) == hooks
 
 
+@pytest.mark.usefixtures("no_sweeping")
 def test_what_is_done_is_not_done_again() -> None:
     model = tiny_model()
     rows = [[1, 2], [3, 4], [5, 6], [7, 8, 9, 1, 2], [9, 8, 7, 6, 5]]
@@ -357,6 +438,7 @@ def test_what_is_done_is_not_done_again() -> None:
 
 
 @pytest.mark.parametrize("packing", ["tree", "batches"])
+@pytest.mark.usefixtures("no_sweeping")
 def test_a_row_that_does_not_fit_alone_is_named_by_its_length(packing: str) -> None:
     model = tiny_model()
     handle = memory_for(model, 15)
@@ -365,6 +447,7 @@ def test_a_row_that_does_not_fit_alone_is_named_by_its_length(packing: str) -> N
     handle.remove()
 
 
+@pytest.mark.usefixtures("no_sweeping")
 def test_equal_rows_that_do_not_fit_end_as_well() -> None:
     model = tiny_model()
     handle = memory_for(model, 3)

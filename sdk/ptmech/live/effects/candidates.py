@@ -113,7 +113,7 @@ def direction_effects(
     alive = vectors.norm(dim=1) > 0
 
     def bypassed(logits: Tensor, rows: list[int]) -> Tensor:
-        divergence = _divergence(unedited[rows], logits)
+        divergence = _divergence(unedited[rows].to(logits.device), logits)
         return torch.stack([refusal_log_odds(logits, tokens), divergence], dim=-1)
 
     def induced(logits: Tensor, _rows: list[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """Refusal rates of one stage, with and without interventions along refusal directions.
 
 Removing a direction from harmful prompts, adding it to harmless ones (Arditi et al. 2024, section
-3; Du et al. 2025, section 6), with the stage's own direction, those of other stages, and a random
+3; Du et al. 2025, section 5), with the stage's own direction, those of other stages, and a random
 one. A rate alone does not tell a model that no longer refuses from one that is broken, so every
 line carries the loss on plain text under the same intervention.
 """

@@ -10,8 +10,11 @@ variant, not once for each row. And one step of many rows costs less than many s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -21,7 +24,8 @@ from typing_extensions import override
 
 from ptmech._arguments import whole_number
 from ptmech.errors import DataError
-from ptmech.live.edits import SiteEdit
+from ptmech.live.decoding import Read, decode
+from ptmech.live.edits import Placed, SiteEdit
 from ptmech.live.effects.branching import branching, keys_and_values, with_rows
 from ptmech.live.generation import (
     TokenIds,
@@ -39,6 +43,19 @@ from ptmech.live.sites import ModelSites
 READ_AT_ONCE = 64
 """Rows of prompts that are read together: enough to keep a processor busy, and few enough that
 sorted prompts are padded to hardly more than their own length."""
+
+
+_OF_ROWS: ContextVar[Tensor | None] = ContextVar("ptmech_variants_of_rows", default=None)
+
+
+@contextmanager
+def _variants_of_rows(variants: Tensor) -> Generator[None]:
+    """Announce the variant of each row [rows]: some rows of every variant may have left."""
+    token = _OF_ROWS.set(variants)
+    try:
+        yield
+    finally:
+        _OF_ROWS.reset(token)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,12 +77,21 @@ class VariantEdit(SiteEdit):
         return self.vectors.shape[1]
 
     def _by_variant(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values [variants, tokens, d_model] and vectors [variants, 1, d_model]."""
-        variants = len(self.vectors)
+        """Return values [variants, tokens, d_model] and vectors [variants, 1, d_model].
+
+        Where rows have left, every row that stays stands for itself.
+        """
+        exact, variants = precise(values), len(self.vectors)
+        vectors, of_rows = self._placed.like(exact), _OF_ROWS.get()
+        if of_rows is not None:
+            return exact, vectors[of_rows.to(exact.device)].unsqueeze(1)
         if len(values) % variants:
             raise DataError(f"a forward of {len(values)} rows does not hold {variants} variants")
-        exact = precise(values)
-        return exact.reshape(variants, -1, self.width), self.vectors.to(exact).unsqueeze(1)
+        return exact.reshape(variants, -1, self.width), vectors.unsqueeze(1)
+
+    @cached_property
+    def _placed(self) -> Placed:
+        return Placed(self.vectors)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,8 +137,8 @@ def read_variants(
     variants
         How many there are.
     measure
-        Turns logits [variants, rows, vocabulary] float32 on the CPU, and which prompts the rows
-        are, into numbers [variants, rows, ...].
+        Turns logits [variants, rows, vocabulary] float32, on the device where they are, and which
+        prompts the rows are, into numbers [variants, rows, ...].
     first_layer
         Below it the edit does nothing.
     batch_size
@@ -121,7 +147,7 @@ def read_variants(
     Returns
     -------
     Tensor
-        [variants, prompts, ...].
+        [variants, prompts, ...] on the CPU.
 
     Raises
     ------
@@ -133,10 +159,10 @@ def read_variants(
     beginning = _Beginning.of(sites, prompts, variants, first_layer)
     for batch in batches(prompts, _prompts_at_once(batch_size, variants)):
         last = beginning.read([prompts[row] for row in batch]).last
-        logits = sites.project(last).float().cpu().unflatten(0, (variants, -1))
+        logits = sites.project(last).float().unflatten(0, (variants, -1))
         found.append(measure(logits, batch))
         order += batch
-    return torch.cat(found, dim=1)[:, torch.tensor(order).argsort()]
+    return torch.cat(found, dim=1).cpu()[:, torch.tensor(order).argsort()]
 
 
 def logits_of_variants(
@@ -183,7 +209,7 @@ def complete_variants(
     max_new_tokens
         Length at which a completion is cut off.
     batch_size
-        Rows that go on together, all variants of one prompt at least.
+        Rows that go on together, all variants of one prompt at least; those that have ended leave.
 
     Returns
     -------
@@ -203,10 +229,18 @@ def complete_variants(
     for batch in batches(prompts, _prompts_at_once(batch_size, variants)):
         parts = [batch[at : at + reading] for at in range(0, len(batch), reading)]
         reads = [beginning.read([prompts[row] for row in part]) for part in parts]
-        replies = _continue(sites, _together(reads, variants), ends, max_new_tokens)
+        of_rows = torch.arange(variants, device=sites.device).repeat_interleave(len(batch))
+        replies = decode(
+            sites,
+            _together(reads, variants),
+            ends=ends,
+            max_new_tokens=max_new_tokens,
+            holding=lambda rows, of_rows=of_rows: _variants_of_rows(of_rows[list(rows)]),
+        )
         for at, reply in enumerate(replies):
             variant, row = divmod(at, len(batch))
-            texts[variant][batch[row]] = tokenizer.decode(reply, skip_special_tokens=True)
+            said = [token for token in reply if token not in ends]
+            texts[variant][batch[row]] = tokenizer.decode(said, skip_special_tokens=True)
     return texts
 
 
@@ -265,7 +299,7 @@ class _Read(NamedTuple):
     last: Tensor
     """Normed stream at the last token of each row [rows, d_model]."""
     lengths: Tensor
-    """How many tokens each row has [rows]."""
+    """How many tokens each row has [rows], on the CPU."""
     cache: DynamicCache
     """Of real tokens first, and padding behind them."""
 
@@ -316,9 +350,10 @@ class _Beginning:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        lengths = mask.sum(dim=1).repeat(self.variants).to(normed.device)
+        lengths = mask.sum(dim=1).repeat(self.variants)
         rows = torch.arange(len(normed), device=normed.device)
-        return _Read(normed[rows, lengths - self.tokens - 1], lengths, self._for_every_row(cache))
+        last = normed[rows, (lengths - self.tokens - 1).to(normed.device)]
+        return _Read(last, lengths, self._for_every_row(cache))
 
     def _for_every_row(self, cache: DynamicCache) -> DynamicCache:
         """Give every variant rows of its own in the layers that the variants share, too."""
@@ -329,7 +364,7 @@ class _Beginning:
         return with_rows(cache, pick)
 
 
-def _together(reads: Sequence[_Read], variants: int) -> _Read:
+def _together(reads: Sequence[_Read], variants: int) -> Read:
     """Put prompts that were read apart into one batch, their padding in front.
 
     A sliding window counts cached tokens, so between the prompt and its reply there must be none
@@ -349,7 +384,7 @@ def _together(reads: Sequence[_Read], variants: int) -> _Read:
             for held in zip(*parts, strict=True)
         )
         cache.update(keys, values, layer)
-    return _Read(joined([read.last for read in reads]), lengths, cache)
+    return Read(last=joined([read.last for read in reads]), lengths=lengths, cache=cache)
 
 
 def _right(held: Tensor, lengths: Tensor, width: int) -> Tensor:
@@ -357,32 +392,3 @@ def _right(held: Tensor, lengths: Tensor, width: int) -> Tensor:
     columns = torch.arange(width, device=held.device)
     source = (columns - width + lengths.to(held.device).unsqueeze(1)).clamp_min(0)
     return held.gather(2, source[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3]))
-
-
-def _continue(
-    sites: ModelSites, read: _Read, ends: Sequence[int], max_new_tokens: int
-) -> list[list[int]]:
-    """Take the likeliest token again and again: the new tokens of each row, without the end."""
-    last, lengths, cache = read
-    device = sites.device
-    lengths = lengths.to(device)
-    mask = (torch.arange(-int(lengths.max()), 0, device=device) >= -lengths.unsqueeze(1)).long()
-    ending = torch.tensor(ends, dtype=torch.long, device=device)
-    running = torch.ones_like(lengths, dtype=torch.bool)
-    replies: list[list[int]] = [[] for _ in lengths]
-    for step in range(max_new_tokens):
-        tokens = sites.project(last).float().argmax(dim=-1).to(device)
-        running &= ~torch.isin(tokens, ending)
-        for row in running.nonzero()[:, 0].tolist():
-            replies[row].append(int(tokens[row]))
-        if step + 1 == max_new_tokens or not bool(running.any()):
-            break
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        last = sites.body(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=(lengths + step).unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-    return replies

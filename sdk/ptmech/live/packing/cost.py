@@ -20,7 +20,7 @@ from ptmech.live.packing.prefix_trees import TokenIds, prefix_trees
 Packing = Literal["tree", "batches"]
 """How texts run together."""
 
-LONGEST_TREE = 384
+LONGEST_TREE = 256
 """Tokens of a tree. Longer ones share more, but attention grows with the square of the length."""
 
 ENOUGH = 0.95
@@ -76,12 +76,12 @@ class Choice:
 def tokens_at_once(packing: Packing, device_type: str) -> int:
     """Return how many tokens run in one forward where nobody says so.
 
-    By rule, not by free memory: equal inputs on equal devices give equal bytes. On a CPU larger
-    forwards gain nothing, and long sequences cost more attention than they save.
+    By rule, not by free memory: equal inputs on equal devices give equal bytes. On a CPU smaller
+    forwards are the cheaper ones: what they compute stays in its caches.
     """
     if device_type != "cpu":
         return 8192
-    return LONGEST_TREE if packing == "tree" else 1024
+    return LONGEST_TREE if packing == "tree" else 320
 
 
 def predicted_cost(sequences: Iterable[tuple[int, int]], d_model: int) -> float:

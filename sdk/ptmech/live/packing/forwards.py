@@ -14,7 +14,7 @@ from torch import Tensor
 from ptmech.live.generation import pad
 from ptmech.live.packing.batches import batches
 from ptmech.live.packing.cost import LONGEST_TREE, Packing
-from ptmech.live.packing.prefix_trees import Numbers, TokenIds, Tree, prefix_trees
+from ptmech.live.packing.prefix_trees import Numbers, TokenIds, Tree, prefix_trees, seen_by
 from ptmech.live.packing.support import SLIDING, layer_kinds
 from ptmech.live.sites import ModelSites
 
@@ -29,21 +29,29 @@ class Forward:
         [rows] int64: the caller's rows that are in it.
     arguments
         Named arguments of the body, on its device; ``input_ids`` is [sequences, tokens].
-    gathered
-        [sequences, k] int64: the tokens of each sequence that are wanted, each once.
+    wanted
+        [k] int64, on the body's device: the tokens that are wanted, each once, counted through all
+        sequences.
     places
-        [rows, positions] int64: where a row's tokens are among all gathered ones.
+        [rows x positions] int64, on the body's device: which of `wanted` are a row's tokens; None
+        if they are all different, and stand there in the order of the rows.
     """
 
     rows: Numbers
     arguments: Mapping[str, Any]
-    gathered: Tensor
-    places: Tensor
+    wanted: Tensor
+    places: Tensor | None
 
     @property
     def n_tokens(self) -> int:
         """Tokens that go through the model, padding included."""
         return self.arguments["input_ids"].numel()
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """Give each row its own of the values [k, width]: [rows, positions, width]."""
+        if self.places is not None:
+            values = values.index_select(0, self.places.to(values.device))
+        return values.reshape(len(self.rows), -1, values.shape[-1])
 
 
 def forwards(
@@ -89,58 +97,71 @@ def _batch(
 ) -> Forward:
     input_ids, mask = pad(token_ids, side="right")
     arguments = {
-        "input_ids": input_ids.to(sites.device),
-        "attention_mask": mask.to(sites.device),
+        "input_ids": _sent(input_ids, sites),
+        "attention_mask": _sent(mask, sites),
     }
-    gathered = torch.from_numpy(indices.astype(np.int64))
-    places = torch.arange(gathered.numel()).reshape(gathered.shape)
-    return Forward(rows, arguments, gathered.to(sites.device), places)
+    begins = np.arange(len(rows)) * input_ids.shape[1]
+    return Forward(rows, arguments, *_gathering(begins[:, None] + indices, sites))
 
 
 def _trees(
     sites: ModelSites, trees: Sequence[Tree], indices: NDArray[np.integer], rows: Numbers
 ) -> Forward:
     """Pad trees into one batch; `indices` and the trees' rows both go by entry of `rows`."""
-    wanted = [tree.nodes(indices[rows[tree.rows]]) for tree in trees]
-    unique = [np.unique(nodes) for nodes in wanted]
-    most = max(nodes.size for nodes in unique)
-    places = [
-        tree * most + np.searchsorted(once, nodes)
-        for tree, (once, nodes) in enumerate(zip(unique, wanted, strict=True))
+    width = max(tree.n_tokens for tree in trees)
+    wanted = [
+        number * width + tree.nodes(indices[rows[tree.rows]]) for number, tree in enumerate(trees)
     ]
-    input_ids, _ = pad([tree.token_ids.tolist() for tree in trees], side="right")
-    depths, _ = pad([tree.depths.tolist() for tree in trees], side="right")
-    gathered, _ = pad([nodes.tolist() for nodes in unique], side="right")
+    padded = np.zeros((3, len(trees), width), dtype=np.int64)
+    # Padding sees itself: a row of a softmax without anything would not be a number.
+    padded[2] = np.arange(1, width + 1)
+    for number, tree in enumerate(trees):
+        padded[:, number, : tree.n_tokens] = tree.token_ids, tree.depths, tree.ends
+    input_ids, depths, ends = _sent(torch.from_numpy(padded), sites)
     arguments = {
-        "input_ids": input_ids.to(sites.device),
-        "position_ids": depths.to(sites.device),
-        "attention_mask": _masks(sites, trees, input_ids.shape[1]),
+        "input_ids": input_ids,
+        "position_ids": depths,
+        "attention_mask": _masks(sites, depths, ends),
     }
     return Forward(
         np.concatenate([rows[tree.rows] for tree in trees]),
         arguments,
-        gathered.to(sites.device),
-        torch.from_numpy(np.concatenate(places)),
+        *_gathering(np.concatenate(wanted), sites),
     )
 
 
-def _masks(sites: ModelSites, trees: Sequence[Tree], width: int) -> Tensor | dict[str, Tensor]:
+def _gathering(wanted: Numbers, sites: ModelSites) -> tuple[Tensor, Tensor | None]:
+    """Return which tokens are wanted, each once, and which of them each entry of `wanted` is."""
+    once, places = np.unique(wanted, return_inverse=True)
+    if once.size == wanted.size:
+        return _sent(torch.from_numpy(wanted.reshape(-1)), sites), None
+    return (
+        _sent(torch.from_numpy(once), sites),
+        _sent(torch.from_numpy(places.reshape(-1)), sites),
+    )
+
+
+def _sent(values: Tensor, sites: ModelSites) -> Tensor:
+    """Send whole numbers to where the body runs, without waiting for what still runs there."""
+    return values.to(sites.device, non_blocking=sites.device.type == "cuda")
+
+
+def _masks(sites: ModelSites, depths: Tensor, ends: Tensor) -> Tensor | dict[str, Tensor]:
     """Return the mask of the trees, or one for each kind of attention layer the model has."""
     config: Any = sites.body.config
     windows = {
         kind: config.sliding_window if kind == SLIDING else None for kind in layer_kinds(config)
     }
-    masks = {kind: _mask(sites, trees, width, window) for kind, window in windows.items()}
+    at = torch.arange(ends.shape[1], device=ends.device)
+    masks = {
+        kind: _as_attended(sites, seen_by(at, ends, depths, window).unsqueeze(1))
+        for kind, window in windows.items()
+    }
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def _mask(sites: ModelSites, trees: Sequence[Tree], width: int, window: int | None) -> Tensor:
-    """Return a mask [trees, 1, tokens, tokens] in the form that the model's attention takes."""
-    # Padding attends to itself: a row of a softmax without anything would not be a number.
-    seen = np.broadcast_to(np.eye(width, dtype=np.bool_), (len(trees), 1, width, width)).copy()
-    for number, tree in enumerate(trees):
-        seen[number, 0, : tree.n_tokens, : tree.n_tokens] = tree.visible(window)
-    mask = torch.from_numpy(seen).to(sites.device)
+def _as_attended(sites: ModelSites, mask: Tensor) -> Tensor:
+    """Bring a mask [trees, 1, tokens, tokens] into the form that the model's attention takes."""
     config: Any = sites.body.config
     if config._attn_implementation == "sdpa":
         return mask

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,16 @@ class Tree:
         """Length of the sequence."""
         return self.token_ids.size
 
+    @property
+    def ends(self) -> Numbers:
+        """For each token, where in the sequence the texts end that go on from it [n]."""
+        ends = list(range(1, self.n_tokens + 1))
+        for node in reversed(range(self.n_tokens)):
+            parent = int(self.parents[node])
+            if parent >= 0:
+                ends[parent] = max(ends[parent], ends[node])
+        return np.array(ends, dtype=np.int64)
+
     def nodes(self, indices: NDArray[np.integer]) -> Numbers:
         """Say where chosen tokens of each row are in the sequence.
 
@@ -65,26 +76,31 @@ class Tree:
         """
         return np.stack([way[at] for way, at in zip(self.ways, indices, strict=True)])
 
-    def visible(self, window: int | None = None) -> NDArray[np.bool_]:
-        """Say which tokens each token may attend to: itself and its ancestors.
 
-        Parameters
-        ----------
-        window
-            How many tokens of its row a token sees, itself included; None for all.
+def seen_by(at: Any, ends: Any, depths: Any, window: int | None = None) -> Any:
+    """Say which tokens each token of a tree sees: itself and those that its text begins with.
 
-        Returns
-        -------
-        numpy.ndarray
-            bool [n, n], first the token that looks.
-        """
-        seen = np.eye(self.n_tokens, dtype=np.bool_)
-        for node, parent in enumerate(self.parents.tolist()):
-            if parent >= 0:
-                seen[node] |= seen[parent]
-        if window is None:
-            return seen
-        return seen & (self.depths[:, None] - self.depths[None, :] < window)
+    Branch stands behind branch, so whatever goes on from a token is a run that begins with it, and
+    three numbers a token say it all. Tensors stay on their device.
+
+    Parameters
+    ----------
+    at, ends, depths
+        Arrays or tensors [..., n]: the places 0 to n - 1, where the run of each token ends, and how
+        many tokens of its text stand before it.
+    window
+        How many tokens of its text a token sees, itself included; None for all.
+
+    Returns
+    -------
+    array or tensor
+        bool [..., n, n], first the token that looks.
+    """
+    looking = at[..., :, None]
+    seen = (at[..., None, :] <= looking) & (looking < ends[..., None, :])
+    if window is None:
+        return seen
+    return seen & (depths[..., :, None] - depths[..., None, :] < window)
 
 
 def prefix_trees(token_ids: Sequence[TokenIds], longest: int) -> list[Tree]:

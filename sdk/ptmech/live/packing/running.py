@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,7 @@ from ptmech.live.packing.forwards import Forward, forwards
 from ptmech.live.packing.host_copies import HostCopies, SiteLayer, Take
 from ptmech.live.packing.prefix_trees import TokenIds
 from ptmech.live.packing.support import without_tree
-from ptmech.live.recording import record
-from ptmech.live.sites import ModelSites
+from ptmech.live.sites import ModelSites, Visitor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,14 @@ class Ran:
         Tokens of a forward, padding included: less than asked for where memory ran out.
     without_tree
         Why batches were run where trees were asked for; empty if they were not.
+    not_finite
+        The wanted (site, layer) pairs some values of which are not finite.
     """
 
     packing: Packing
     tokens_per_batch: int
     without_tree: str = ""
+    not_finite: tuple[SiteLayer, ...] = ()
 
 
 @torch.inference_mode()
@@ -51,6 +53,7 @@ def run_packed(
     *,
     packing: Packing,
     tokens_per_batch: int | None = None,
+    dtype: torch.dtype | None = None,
     take: Take,
 ) -> Ran:
     """Run rows and hand on the wanted sites at chosen tokens, a forward at a time.
@@ -73,9 +76,11 @@ def run_packed(
     tokens_per_batch
         Tokens of a forward, padding included; None for the rule of
         :func:`ptmech.live.packing.cost.tokens_at_once`. A row of more than that runs alone.
+    dtype
+        Element type of what is handed on; None for the model's own.
     take
         Called with row numbers [rows] and their values {(site, layer): [rows, positions, d_model]}
-        on the CPU, in the model's dtype, forward by forward; every row comes exactly once.
+        on the CPU, forward by forward; every row comes exactly once.
 
     Returns
     -------
@@ -85,14 +90,18 @@ def run_packed(
     Raises
     ------
     DataError
-        A row without tokens, or one that does not fit into memory even alone.
+        A row without tokens, or one that does not fit into memory even alone; a token that a row
+        does not have.
     UnknownNameError
         A site or layer the model does not have.
     """
     reason = without_tree(sites.body.config) if packing == "tree" else ""
     packing = "batches" if reason else packing
     tokens = tokens_per_batch or tokens_at_once(packing, sites.device.type)
-    copies = HostCopies(take)
+    for site, layer in wanted:
+        sites.check(site, layer)
+    _require_tokens(token_ids, indices)
+    copies = HostCopies(take, dtype)
     left = np.arange(len(token_ids))
     while left.size:
         done: list[int] = []
@@ -108,7 +117,12 @@ def run_packed(
             done.extend(forward.rows.tolist())
         left = np.setdiff1d(left, done)
     copies.finish()
-    return Ran(packing=packing, tokens_per_batch=tokens, without_tree=reason)
+    return Ran(
+        packing=packing,
+        tokens_per_batch=tokens,
+        without_tree=reason,
+        not_finite=tuple(place for place in wanted if place in copies.not_finite),
+    )
 
 
 def _values(
@@ -118,7 +132,7 @@ def _values(
     top = max((layer for _site, layer in wanted), default=sites.n_layers - 1)
     try:
         # The hook that stops comes last, so that the last block's sites are read before.
-        with record(sites.model, wanted, forward.gathered) as found, _stopping_above(sites, top):
+        with _gathering(sites, wanted, forward.wanted) as found, _stopping_above(sites, top):
             sites.body(**forward.arguments, use_cache=False)
     except RuntimeError as error:
         if not _is_shortage(error):
@@ -128,6 +142,32 @@ def _values(
     # Only now, without the error, nothing holds on to what the forward left.
     clear_device_cache(garbage_collection=True)
     return None
+
+
+@contextmanager
+def _gathering(
+    sites: ModelSites, wanted: Sequence[SiteLayer], tokens: Tensor
+) -> Generator[dict[SiteLayer, Tensor]]:
+    """Keep chosen tokens [k], counted through all rows, of the next forward: [k, d_model] each.
+
+    Like :func:`ptmech.live.recording.record`, but nothing is read back from the device, which would
+    make the next forward wait for this one: the tokens are known to be there.
+    """
+    found: dict[SiteLayer, Tensor] = {}
+    on: dict[torch.device, Tensor] = {}
+
+    def keeper(place: SiteLayer) -> Visitor:
+        def keep(stream: Tensor) -> None:
+            if stream.device not in on:
+                on[stream.device] = tokens.to(stream.device)
+            found[place] = stream.flatten(0, 1).index_select(0, on[stream.device])
+
+        return keep
+
+    with ExitStack() as hooks:
+        for place in dict.fromkeys(wanted):
+            hooks.callback(sites.attach(*place, keeper(place)).remove)
+        yield found
 
 
 class _Enough(Exception):
@@ -154,6 +194,17 @@ def _stopping_above(sites: ModelSites, layer: int) -> Generator[None]:
 
 def _is_shortage(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def _require_tokens(token_ids: Sequence[TokenIds], indices: NDArray[np.integer]) -> None:
+    """Raise for tokens that a row does not have; on the device it would be too late to say so."""
+    lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64).reshape(-1, 1)
+    outside = (indices < 0) | (indices >= lengths)
+    if outside.any():
+        row, column = (int(at[0]) for at in outside.nonzero())
+        raise DataError(
+            f"token {indices[row, column]} is wanted of row {row}, which has {lengths[row, 0]}"
+        )
 
 
 def _require_several(forward: Forward, token_ids: Sequence[TokenIds]) -> None:
