@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from benchmarks.interleaved import Absent, Numbers, Way, measure
-from benchmarks.report import Table, cost_table
+from benchmarks.report import Table, cost_table, figure
 from benchmarks.setting import Benchmark, Setting, installed
 from ptmech import knowledge, live
 from ptmech.knowledge import Pairs, PromptPair
+from ptmech.live.tracing.operations import LLAMA_8B, TracedShape, predicted_speedup
 
 ABOUT = """
 One grid: `resid_post` of every layer at every token of a false statement, replaced one cell at a
@@ -31,7 +32,9 @@ sweep, its clean runs included: only what a patch can change is computed, and ce
   worked examples' keys and values, which are kept (and not timed).
 
 All but the sweep are timed on a sample of their cells, which cost the same, and extrapolated. The
-more worked examples, layers and tokens, the larger the factors.
+more worked examples, layers and tokens, the larger the factors; and the later the two statements
+begin to differ, because no patch before that changes anything. The last table counts
+multiplications instead of taking time, also for a model that does not fit here.
 """
 ANSWERS = (" true", " false")
 ROUNDS = 5
@@ -67,6 +70,18 @@ class Task:
         return range(self.pair.traced_from, len(self.pair.true_tokens))
 
     @property
+    def first(self) -> list[int]:
+        """For each pair the first traced token in which its prompts differ, counted from 0."""
+        return [min(pair.differing) - pair.traced_from for pair in self.pairs]
+
+    @property
+    def differing(self) -> str:
+        """Say from which traced token on the prompts differ."""
+        low, high = min(self.first) + 1, max(self.first) + 1
+        numbers = f"{low}" if low == high else f"{low} to {high}"
+        return f"prompts that differ from token {numbers} on"
+
+    @property
     def cells(self) -> list[Cell]:
         """(layer, token) of the whole grid."""
         return [(layer, token) for layer in range(self.model.n_layers) for token in self.columns]
@@ -97,10 +112,31 @@ def run(setting: Setting) -> list[Table]:
         )
         title = (
             f"{number} pair{'s' * (number > 1)}: {len(task.columns)} tokens behind "
-            f"{task.pair.traced_from}, {task.model.n_layers} layers"
+            f"{task.pair.traced_from}, {task.model.n_layers} layers, {task.differing}"
         )
         tables.append(cost_table(title, costs, unit="sweep"))
-    return tables
+    return [*tables, counted(task_of(setting, 1))]
+
+
+def counted(task: Task) -> Table:
+    """Count what one forward a cell takes, for the first pair and for others of its length."""
+    prefix, traced = task.pair.traced_from, len(task.columns)
+    shapes = (TracedShape.of(task.model.sites), LLAMA_8B)
+    return Table(
+        title=f"multiplications of one forward a cell, those of a sweep = 1: {traced} tokens "
+        f"behind {prefix}",
+        columns=["first token that differs", "this model", "shape of Llama-3.1-8B"],
+        rows=[
+            [
+                f"{first + 1}{' (timed above)' * (first == task.first[0])}",
+                *(
+                    figure(predicted_speedup(shape, prefix=prefix, traced=traced, first=first))
+                    for shape in shapes
+                ),
+            ]
+            for first in sorted({0, 1, 2, task.first[0]})
+        ],
+    )
 
 
 def task_of(setting: Setting, number: int) -> Task:

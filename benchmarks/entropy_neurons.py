@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from benchmarks.interleaved import Absent, Cost, Way, measure
 from benchmarks.report import Table, cost_table
 from benchmarks.setting import Benchmark, Setting
-from ptmech.unembedding import UnembeddingStatistics
+from ptmech.unembedding import UnembeddingStatistics, logit_variance
 
 ABOUT = """
 For every neuron of an MLP, the variance over the vocabulary of the cosine between its output
 weights and the unembedding rows, the final norm's scale folded in and the mean row taken out.
 
 - **ptmech**: the covariance of the unit rows in float64 blocks, then a quadratic form a neuron. For
-  further layers of the same model only the quadratic form is left.
+  all layers the covariance is kept, with the Gram matrix that the null space needs, so that for
+  each only the quadratic form is left.
 - **materialised**: unit rows times unit neurons in float32, a matrix of vocabulary by neurons, then
   its variance.
 - **materialised, four moments**: mean, variance, skew and kurtosis of the same matrix, as published
-  code on such neurons takes them, the paper's included; only the variance is used.
+  code on such neurons takes them; only the variance is used.
 
 "All layers" is timed on some of them for the two last. Memory is what a process of its own needs at
 its peak beyond the weights.
@@ -102,6 +103,8 @@ def ways(weights: Weights, *, sampled: int | None = None) -> list[Way]:
 
 def quadratic_form(weights: Weights) -> dict[int, NDArray[np.float64]]:
     """ptmech: layers counted from the end, -1 the last one."""
+    if len(weights.w_out) == 1:
+        return {-1: logit_variance(weights.w_out[0], weights.w_u, weights.gamma)}
     statistics = UnembeddingStatistics.from_weights(weights.w_u, weights.gamma)
     return {
         layer - len(weights.w_out): statistics.logit_variance(w_out)

@@ -36,10 +36,10 @@ Kind = ExtraKind | Literal["activations"]
 SEMANTICS: Mapping[Kind, int] = {
     "table": 1,
     "activations": 3,
-    "weights": 2,
+    "weights": 3,
     "adapter": 1,
     "trace": 3,
-    "scores": 3,
+    "scores": 4,
 }
 """Raised whenever the code of a kind of unit changes what it computes."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import get_blas_funcs
 
 from ptmech._arrays import finite_array
 from ptmech.errors import DataError, unknown
@@ -59,25 +60,50 @@ class UnembeddingRows:
         self._centre = self.mean_row if convention == "folded_centered" else np.zeros(self.d_model)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Yield blocks of rows in the convention, and the same rows scaled to length one."""
+        """Yield blocks of rows in the convention, and the same rows scaled to length one.
+
+        Both are overwritten by the next ones.
+        """
         centre_length = np.linalg.norm(self._centre)
+        units = self._block()
         for block in self._stored_blocks():
-            size = np.linalg.norm(block, axis=1) + centre_length
+            size = _lengths(block) + centre_length
             block -= self._centre
-            length = np.linalg.norm(block, axis=1)
+            length = _lengths(block)
             # What centring leaves of a row equal to the mean is rounding: scaled to length one it
             # would point somewhere, so it stays as it is, next to nothing.
             length = np.where(length <= _ROUNDING * size, 1.0, length)
-            yield block, block / length[:, None]
+            yield block, np.divide(block, length[:, None], out=units[: len(block)])
 
     def _stored_blocks(self) -> Iterator[NDArray[np.float64]]:
-        """Yield blocks of rows with gamma folded in, as new float64 arrays."""
-        step = block_length(self.d_model)
-        for start in range(0, self.n_tokens, step):
-            yield (
-                finite_array(self._rows[start : start + step], "w_u").astype(np.float64)
-                * self._scale
-            )
+        """Yield blocks of rows with gamma folded in, each in the place of the one before."""
+        held = self._block()
+        for start in range(0, self.n_tokens, len(held)):
+            stored = finite_array(self._rows[start : start + len(held)], "w_u")
+            block = held[: len(stored)]
+            block[...] = stored
+            block *= self._scale
+            yield block
+
+    def _block(self) -> NDArray[np.float64]:
+        """Return memory for a block: what is new for each is paid for page by page."""
+        return np.empty((min(self.n_tokens, block_length(self.d_model)), self.d_model))
+
+
+class SecondMoment:
+    """Running sum ``X' X`` of blocks of rows, of which only one triangle is computed."""
+
+    def __init__(self, d_model: int) -> None:
+        self._upper = np.zeros((d_model, d_model), order="F")
+        self._add_products: Any = get_blas_funcs("syrk", dtype=np.float64)
+
+    def add(self, rows: NDArray[np.float64]) -> None:
+        """Take in a block of rows [rows, d_model]."""
+        self._upper = self._add_products(1.0, rows.T, beta=1.0, c=self._upper, overwrite_c=True)
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the whole of it [d_model, d_model]."""
+        return np.triu(self._upper) + np.triu(self._upper, 1).T
 
 
 class UnitMoments:
@@ -86,15 +112,20 @@ class UnitMoments:
     def __init__(self, d_model: int) -> None:
         self._count = 0
         self._sum = np.zeros(d_model)
-        self._products = np.zeros((d_model, d_model))
+        self._products = SecondMoment(d_model)
 
     def add(self, unit: NDArray[np.float64]) -> None:
         """Take in a block of unit rows [rows, d_model]."""
         self._count += len(unit)
         self._sum += unit.sum(axis=0)
-        self._products += unit.T @ unit
+        self._products.add(unit)
 
     def covariance(self) -> NDArray[np.float64]:
         """Return the unbiased covariance [d_model, d_model] of all rows so far."""
         mean = self._sum / self._count
-        return (self._products - self._count * np.outer(mean, mean)) / (self._count - 1)
+        between = self._count * np.outer(mean, mean)
+        return (self._products.matrix() - between) / (self._count - 1)
+
+
+def _lengths(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))

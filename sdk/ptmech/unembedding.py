@@ -42,7 +42,13 @@ import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from ptmech._arrays import finite_array
-from ptmech._unembedding_rows import Convention, UnembeddingRows, UnitMoments, block_length
+from ptmech._unembedding_rows import (
+    Convention,
+    SecondMoment,
+    UnembeddingRows,
+    UnitMoments,
+    block_length,
+)
 from ptmech.errors import DataError
 
 __all__ = [
@@ -118,12 +124,11 @@ class UnembeddingStatistics:
             There is no convention of that name.
         """
         rows = UnembeddingRows(w_u, gamma, convention)
-        gram = np.zeros((rows.d_model, rows.d_model))
-        moments = UnitMoments(rows.d_model)
+        gram, moments = SecondMoment(rows.d_model), UnitMoments(rows.d_model)
         for block, unit in rows.blocks():
-            gram += block.T @ block
+            gram.add(block)
             moments.add(unit)
-        return cls(convention, rows.n_tokens, rows.mean_row, moments.covariance(), gram)
+        return cls(convention, rows.n_tokens, rows.mean_row, moments.covariance(), gram.matrix())
 
     def logit_variance(self, w_out: ArrayLike) -> NDArray[np.float64]:
         """Return the logit variance [d_mlp] of neurons, see :func:`logit_variance`."""

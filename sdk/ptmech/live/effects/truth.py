@@ -2,10 +2,11 @@
 
 The four worked examples before a statement are the same for many questions, and nothing that is
 added to the statement reaches them. So their keys and values are computed once for each order of
-the examples, those of the statement's beginning once for each statement, and only its last two
-tokens, the question and the answer once for each direction, and that only from the first layer on
-where a direction is added (:mod:`ptmech.live.effects.branching`). Prompts run beside each other
-where they have equally many tokens, so that nothing is padded.
+the examples, the first ones once for all orders that begin with them; those of the statement's
+beginning once for each statement, and only its last two tokens, the question and the answer once
+for each direction, and that only from the first layer on where a direction is added
+(:mod:`ptmech.live.effects.branching`). Prompts run beside each other where they have equally many
+tokens, so that nothing is padded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from ptmech.live.edits import SiteEdit
 from ptmech.live.effects.branching import branching, keys_and_values, with_rows
 from ptmech.live.layout import LayoutTracker, in_pieces
 from ptmech.live.model import LiveModel
+from ptmech.live.packing.cost import tokens_at_once
+from ptmech.live.packing.forwards import forwards
+from ptmech.live.packing.support import without_tree
 from ptmech.live.sites import ModelSites
 from ptmech.truth.steering import EFFECTS, Questions, effect_row, random_shift
 
@@ -158,7 +162,7 @@ def answer_probabilities(
     prompts = _encode(model.tokenizer, questions)
     vectors = torch.from_numpy(np.stack(shifts))
     signs = torch.from_numpy(np.where(questions.truths, -1.0, 1.0))
-    lead_ins = _LeadIns(model.sites, prompts, batch_size)
+    lead_ins = _LeadIns(model.sites, prompts)
     lowest = min(layers, default=0)
     found = np.empty((len(shifts), len(prompts), len(ANSWERS)))
     for rows in _equally_long(prompts, max(1, batch_size // len(shifts))):
@@ -272,33 +276,49 @@ def _equally_long(prompts: Sequence[_Prompt], most: int) -> Iterator[list[int]]:
 
 
 class _LeadIns:
-    """Keys and values of every order of the examples, each computed once."""
+    """Keys and values of every order of the examples; what several begin with, computed once."""
 
-    def __init__(self, sites: ModelSites, prompts: Sequence[_Prompt], batch_size: int) -> None:
-        self._caches: dict[Tokens, tuple[DynamicCache, int]] = {}
+    def __init__(self, sites: ModelSites, prompts: Sequence[_Prompt]) -> None:
+        # Of each lead-in, for every layer, keys and values [heads, tokens, width].
+        self._kept: dict[Tokens, list[tuple[Tensor, Tensor]]] = {}
         by_length: defaultdict[int, list[Tokens]] = defaultdict(list)
         for lead_in in dict.fromkeys(prompt.tokens[: prompt.lead_in] for prompt in prompts):
             by_length[len(lead_in)].append(lead_in)
-        for alike in by_length.values():
-            for start in range(0, len(alike), batch_size):
-                batch = alike[start : start + batch_size]
+        packing = "batches" if without_tree(sites.body.config) else "tree"
+        for length, alike in by_length.items():
+            for forward in forwards(
+                sites,
+                alike,
+                np.broadcast_to(np.arange(length), (len(alike), length)),
+                np.arange(len(alike)),
+                packing=packing,
+                tokens_per_batch=tokens_at_once(packing, sites.device.type),
+            ):
                 cache = DynamicCache()
-                _run(sites, torch.tensor(batch, device=sites.device), cache)
-                self._caches |= {lead_in: (cache, row) for row, lead_in in enumerate(batch)}
+                sites.body(**forward.arguments, past_key_values=cache, use_cache=True)
+                # Where the tokens of each lead-in are, counted through all sequences.
+                places = forward.of_rows(forward.wanted.unsqueeze(1)).squeeze(2)
+                for row, at in zip(forward.rows.tolist(), places, strict=True):
+                    self._kept[alike[row]] = [
+                        (_picked(keys, at), _picked(values, at))
+                        for keys, values in keys_and_values(cache)
+                    ]
 
     def cache(self, prompts: Sequence[_Prompt]) -> DynamicCache:
         """Return a cache of its own for prompts whose lead-ins are equally long."""
-        places = [self._caches[prompt.tokens[: prompt.lead_in]] for prompt in prompts]
-        by_layer = zip(*(keys_and_values(cache) for cache, _ in places), strict=True)
+        kept = [self._kept[prompt.tokens[: prompt.lead_in]] for prompt in prompts]
         # Made without the configuration, a cache keeps every token also where attention slides.
         picked = DynamicCache()
-        for number, held in enumerate(by_layer):
-            keys, values = (
-                torch.stack([part[kind][row] for part, (_, row) in zip(held, places, strict=True)])
-                for kind in (0, 1)
-            )
+        for number, held in enumerate(zip(*kept, strict=True)):
+            keys, values = (torch.stack(part) for part in zip(*held, strict=True))
             picked.update(keys, values, number)
         return picked
+
+
+def _picked(values: Tensor, places: Tensor) -> Tensor:
+    """Pick tokens of [sequences, heads, tokens, width]: [heads, picked, width]."""
+    at, tokens = places.to(values.device), values.shape[2]
+    return values[at // tokens, :, at % tokens].transpose(0, 1)
 
 
 def _run(sites: ModelSites, tokens: Tensor, cache: DynamicCache) -> Tensor:
