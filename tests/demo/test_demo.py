@@ -121,7 +121,7 @@ def test_grid_cells_equal_one_forward_each(demo: Artifact, models, tokenizer, so
 
 @torch.no_grad()
 def test_baseline_completions_equal_plain_generation(demo: Artifact, models, tokenizer):
-    stored = refusal.completions(demo).filter(pl.col("intervention") == "none")
+    stored = refusal.completions(demo).frame.filter(pl.col("intervention") == "none")
     texts = dict(demo.statements().select("row_uid", "text").iter_rows())
     for stage, model in models.items():
         for row in stored.filter(pl.col("stage") == stage).head(3).iter_rows(named=True):

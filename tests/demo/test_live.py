@@ -187,7 +187,7 @@ def test_stored_completions_under_ablation_are_those_of_hooks_by_hand(
     assert layer is not None
     vector = torch.tensor(refusal.directions(demo, "instruct").direction(layer)).float()
     unit = vector / vector.norm()
-    stored = refusal.completions(demo).filter(
+    stored = refusal.completions(demo).frame.filter(
         stage="safety", intervention="ablate", direction_stage="instruct"
     )
     texts = dict(demo.statements().select("row_uid", "text").iter_rows())

@@ -15,7 +15,7 @@ from typing_extensions import override
 from ptmech._output import discreet_output, told
 from ptmech.cli.perspectives import confidence, knowledge, refusal, truth
 from ptmech.cli.telling import BUG, DAMAGED, INTERRUPTED, UNMET, leave, misused, refused, say
-from ptmech.cli.whole import info, summary, verify
+from ptmech.cli.whole import info, report, summary, verify
 from ptmech.errors import FormatError, IntegrityError, PtmechError
 
 PLUGINS: Final = "ptmech.commands"
@@ -92,7 +92,7 @@ def create_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (info, verify, summary, knowledge, truth, refusal, confidence):
+    for command in (info, summary, knowledge, truth, refusal, confidence, report, verify):
         app.command()(command)
     for plugin in sorted(entry_points(group=PLUGINS)):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -97,6 +98,22 @@ def verify(
         say(line)
     if faults or skipped:
         raise typer.Exit(DAMAGED if faults else UNMET)
+
+
+def report(
+    ref: Ref,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write the page.")
+    ] = Path("report.html"),
+    earlier: Earlier = None,
+    later: Later = None,
+) -> None:
+    """Write one HTML page with the findings, every chart and its numbers; needs no network."""
+    from ptmech import report as page
+    from ptmech.console import print_line
+
+    written = page.write(opened(ref), out, earlier, later)
+    print_line(f"{written}: {written.stat().st_size:,} bytes")
 
 
 def summary(ref: Ref, earlier: Earlier = None, later: Later = None, as_json: Json = False) -> None:

@@ -6,6 +6,15 @@ from typing import Any
 
 import polars as pl
 
+from ptmech.plots.drawing import (
+    INK,
+    NEUTRAL,
+    as_they_come,
+    layer_axis,
+    position_colour,
+    rows,
+    stroke_legend,
+)
 from ptmech.plots.registry import COLOURS, chart
 
 
@@ -13,67 +22,78 @@ from ptmech.plots.registry import COLOURS, chart
 def _refusal_directions(result: Any, alt: Any) -> Any:
     """Length of the refusal direction by layer, a line for each position."""
     return (
-        alt.Chart(result.frame, title=f"Refusal direction of {result.stage}", width=480, height=280)
-        .mark_line(point=True)
+        alt.Chart(rows(result.frame, alt), width=480, height=280)
+        .mark_line(point={"size": 22})
         .encode(
-            x=alt.X("layer:Q", title="layer (resid_pre)", axis=alt.Axis(tickMinStep=1)),
+            x=layer_axis(alt, "layer (resid_pre)"),
             y=alt.Y("norm:Q", title="length, activation units"),
-            color=_position_colour(alt),
+            color=position_colour(result.frame["position"], alt),
             tooltip=[
-                "position",
-                "layer",
-                alt.Tooltip("norm", format=".4g"),
-                "n_harmful",
-                "n_harmless",
+                "position:O",
+                "layer:Q",
+                alt.Tooltip("norm:Q", format=".4g"),
+                "n_harmful:Q",
+                "n_harmless:Q",
             ],
         )
+        .properties(title=f"Length of the refusal direction of {result.stage}")
     )
 
 
 @chart("RefusalSimilarity")
 def _refusal_similarity(result: Any, alt: Any) -> Any:
-    """Cosine between the stages by layer and position, beside what split halves reach."""
+    """Cosine between the stages by layer, beside what split halves reach, a panel a position."""
     between, within = f"{result.earlier} and {result.later}", "disjoint halves of one stage"
+    halves = f"{between}, disjoint halves"
+    names = [between, halves, within]
     frame = (
         result.frame.with_columns(
             pl.col("cosine").alias(between),
+            pl.col("split_half_between").alias(halves),
             ((pl.col("split_half_earlier") + pl.col("split_half_later")) / 2).alias(within),
         )
         .unpivot(
-            [between, within],
+            names,
             index=["position", "layer", "norm_earlier", "norm_later"],
             variable_name="series",
             value_name="value",
         )
-        .sort("position", "layer")
+        .sort(pl.col("position"), "layer", descending=[True, False])
+        .with_columns(place=pl.format("position {}", "position"))
     )
+    alone = frame["position"].n_unique() == 1
     return (
-        alt.Chart(frame, title="Agreement of the refusal directions", width=480, height=280)
-        .mark_line(point=True)
+        alt.Chart(rows(frame, alt))
+        .mark_line(point={"size": 18})
         .encode(
-            x=alt.X("layer:Q", title="layer (resid_pre)", axis=alt.Axis(tickMinStep=1)),
+            x=layer_axis(alt, "layer (resid_pre)"),
             y=alt.Y("value:Q", title="cosine similarity"),
-            color=_position_colour(alt),
+            color=alt.Color(
+                "series:N",
+                title=None,
+                scale=alt.Scale(domain=names, range=COLOURS[:3]),
+                legend=stroke_legend(alt),
+            ),
             strokeDash=alt.StrokeDash(
                 "series:N",
                 title=None,
-                scale=alt.Scale(domain=[between, within], range=[[1, 0], [4, 3]]),
-                legend=alt.Legend(
-                    orient="bottom",
-                    labelLimit=320,
-                    symbolType="stroke",
-                    symbolStrokeColor="#333333",
-                ),
+                scale=alt.Scale(domain=names, range=[[1, 0], [6, 3], [2, 2]]),
             ),
             tooltip=[
-                "position",
-                "layer",
-                "series",
+                "position:O",
+                "layer:Q",
+                "series:N",
                 alt.Tooltip("value:Q", title="cosine", format=".3f"),
-                alt.Tooltip("norm_earlier", format=".4g"),
-                alt.Tooltip("norm_later", format=".4g"),
+                alt.Tooltip("norm_earlier:Q", format=".4g"),
+                alt.Tooltip("norm_later:Q", format=".4g"),
             ],
         )
+        .properties(width=480 if alone else 220, height=280 if alone else 160)
+        .facet(
+            alt.Facet("place:N", title=None, sort=as_they_come(frame["place"])),
+            columns=3,
+        )
+        .properties(title="Agreement of the refusal directions, by token position")
     )
 
 
@@ -100,49 +120,53 @@ def _refusal_scores(result: Any, alt: Any) -> Any:
         .then(pl.lit("no intervention"))
         .otherwise(condition),
     )
-    base = alt.Chart(frame).encode(
+    base = alt.Chart(rows(frame, alt)).encode(
         y=alt.Y(
             "condition:N",
             title=None,
-            sort=_as_they_come(
+            sort=as_they_come(
                 frame.sort(pl.col("direction").cast(pl.Enum(directions)), maintain_order=True)[
                     "condition"
                 ]
             ),
-            axis=alt.Axis(labelLimit=240),
-        ),
-        tooltip=[
-            "stage",
-            "prompts",
-            "condition",
-            "direction_stage",
-            alt.Tooltip("refusal_rate", format=".3f"),
-            alt.Tooltip("low", format=".3f"),
-            alt.Tooltip("high", format=".3f"),
-            "n",
-            alt.Tooltip("plain_text_loss", format=".3f"),
-        ],
-    )
-    bars = base.mark_bar(height={"band": 0.7}).encode(
-        x=alt.X(
-            "refusal_rate:Q",
-            title="share that refuses",
-            scale=alt.Scale(domain=[0, 1]),
-            stack=None,
+            axis=alt.Axis(labelLimit=280),
         ),
         color=alt.Color(
             "direction:N",
             legend=None,
-            scale=alt.Scale(domain=directions, range=["#999999", *COLOURS[:3], COLOURS[4]]),
+            scale=alt.Scale(domain=directions, range=[NEUTRAL, *COLOURS[:3], COLOURS[4]]),
         ),
+        tooltip=[
+            "stage:N",
+            "prompts:N",
+            "condition:N",
+            "direction_stage:N",
+            alt.Tooltip("refusal_rate:Q", format=".3f"),
+            alt.Tooltip("low:Q", format=".3f"),
+            alt.Tooltip("high:Q", format=".3f"),
+            "n:Q",
+            alt.Tooltip("plain_text_loss:Q", format=".3f"),
+        ],
     )
-    whiskers = base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
+    bars = base.mark_bar(height={"band": 0.7}, opacity=0.4).encode(
+        x=alt.X(
+            "refusal_rate:Q",
+            title="share that refuses, 95 % interval",
+            scale=alt.Scale(domain=[0, 1]),
+            stack=None,
+        )
+    )
+    whiskers = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    points = base.mark_point(filled=True, size=50, opacity=1).encode(x="refusal_rate:Q")
+    numbers = base.mark_text(align="left", dx=6, fontSize=10, color=INK).encode(
+        x="high:Q", text=alt.Text("refusal_rate:Q", format=".2f"), color=alt.value(INK)
+    )
     return (
-        alt.layer(bars, whiskers)
+        alt.layer(bars, whiskers, points, numbers)
         .properties(width=280, height={"step": 20})
         .facet(
-            row=alt.Row("prompts:N", title=None, sort=_as_they_come(frame["prompts"])),
-            column=alt.Column("stage:N", title=None, sort=_as_they_come(frame["stage"])),
+            row=alt.Row("prompts:N", title=None, sort=as_they_come(frame["prompts"])),
+            column=alt.Column("stage:N", title=None, sort=as_they_come(frame["stage"])),
         )
         .resolve_scale(y="independent")
         .properties(title="Completions that refuse")
@@ -161,26 +185,21 @@ def _direction_scores(result: Any, alt: Any) -> Any:
         list(titles), index=["position", "layer", "norm"], variable_name="score"
     ).with_columns(pl.col("score").replace_strict(titles))
     return (
-        alt.Chart(frame)
-        .mark_line(point=True)
+        alt.Chart(rows(frame, alt))
+        .mark_line(point={"size": 22})
         .encode(
-            x=alt.X("layer:Q", title="layer (resid_pre)", axis=alt.Axis(tickMinStep=1)),
+            x=layer_axis(alt, "layer (resid_pre)"),
             y=alt.Y("value:Q", title="nats"),
-            color=_position_colour(alt),
-            tooltip=["position", "layer", alt.Tooltip("value:Q", format=".3f"), "norm"],
+            color=position_colour(result.frame["position"], alt),
+            tooltip=[
+                "position:O",
+                "layer:Q",
+                alt.Tooltip("value:Q", title="nats", format=".3f"),
+                alt.Tooltip("norm:Q", format=".4g"),
+            ],
         )
         .properties(width=220, height=240)
         .facet(column=alt.Column("score:N", title=None, sort=list(titles.values())))
         .resolve_scale(y="independent")
         .properties(title=f"Candidate refusal directions of {result.stage}")
-    )
-
-
-def _as_they_come(values: pl.Series) -> list[str]:
-    return values.unique(maintain_order=True).to_list()
-
-
-def _position_colour(alt: Any) -> Any:
-    return alt.Color(
-        "position:O", title="position", scale=alt.Scale(scheme="viridis", reverse=True)
     )

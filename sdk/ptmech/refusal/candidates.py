@@ -85,6 +85,16 @@ class DirectionScores(Result):
     ) -> SelectedDirection:
         """Choose among the candidates; see :func:`ptmech.refusal.select_direction`.
 
+        Parameters
+        ----------
+        kl_threshold, prune_layers, induce_threshold
+            Thresholds, as :func:`ptmech.refusal.select_direction` takes them.
+
+        Returns
+        -------
+        SelectedDirection
+            Where the chosen direction is read, and its scores.
+
         Raises
         ------
         DataError
@@ -201,6 +211,18 @@ def candidate_scores(artifact: Artifact, stage: str) -> DirectionScores:
     """Read the candidates' scores that were measured when the artifact was built.
 
     They come from the same code as :func:`candidates`.
+
+    Parameters
+    ----------
+    artifact
+        An artifact whose card asks for ``[refusal.candidates]``.
+    stage
+        Name of the stage.
+
+    Returns
+    -------
+    DirectionScores
+        One row a position and layer.
 
     Raises
     ------

@@ -60,6 +60,11 @@ class RefusalDirections(Result):
             Token counted back from the end. None takes the only one there is; of several the
             card's, or the last token if the card's was not computed.
 
+        Returns
+        -------
+        array of shape [d_model], float64
+            Harmful mean less harmless mean.
+
         Raises
         ------
         UnknownNameError

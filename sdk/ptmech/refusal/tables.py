@@ -92,6 +92,11 @@ def scores(artifact: Artifact) -> RefusalScores:
     read at the position and layer that the card gives this stage, and added at that layer, at the
     sites and with the factors of the card: columns ``layer``, ``scale`` and ``length`` have them.
 
+    Parameters
+    ----------
+    artifact
+        An artifact whose card asks for ``[refusal]``.
+
     Returns
     -------
     RefusalScores

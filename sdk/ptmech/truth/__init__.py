@@ -20,6 +20,7 @@ from ptmech._held_out import Centering
 from ptmech.truth.geometry import TruthDirections, TruthSimilarity, directions, similarity
 from ptmech.truth.intervention import TruthEffects, effects, intervene
 from ptmech.truth.probing import MEAN, TruthTransfer, transfer
+from ptmech.truth.projections import TruthProjections, projections
 from ptmech.truth.sweeping import TruthSweep, sweep
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "Centering",
     "TruthDirections",
     "TruthEffects",
+    "TruthProjections",
     "TruthSimilarity",
     "TruthSweep",
     "TruthTransfer",
     "directions",
     "effects",
     "intervene",
+    "projections",
     "similarity",
     "sweep",
     "transfer",

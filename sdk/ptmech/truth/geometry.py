@@ -41,6 +41,16 @@ class TruthDirections(Result):
     def at(self, layer: int) -> NDArray[np.float64]:
         """Return the direction [d_model] at one layer.
 
+        Parameters
+        ----------
+        layer
+            Decoder block, counted from 0.
+
+        Returns
+        -------
+        array of shape [d_model], float64
+            Unscaled; it points from false to true.
+
         Raises
         ------
         UnknownNameError
@@ -95,6 +105,11 @@ def directions(
         direction; ``"mass_mean"`` is the difference in means of Marks & Tegmark (2023).
     site, position
         Which activations to read.
+
+    Returns
+    -------
+    TruthDirections
+        A direction a layer, earliest layer first.
 
     Raises
     ------
@@ -171,6 +186,11 @@ def similarity(
         How often the facts are split into halves.
     seed
         Seed of the splits; both stages and all layers are split alike.
+
+    Returns
+    -------
+    TruthSimilarity
+        A row a layer: the cosine, and those of split halves.
 
     Raises
     ------

@@ -60,6 +60,11 @@ class TruthEffects(Result):
 def effects(artifact: Artifact) -> TruthEffects:
     """Read the effects that were measured when the artifact was built.
 
+    Parameters
+    ----------
+    artifact
+        An artifact whose card asks for ``[truth.intervention]``.
+
     Returns
     -------
     TruthEffects
@@ -150,6 +155,11 @@ def intervene(
         Of examples and their orders, choice of statements, random direction and bootstrap.
     batch_size
         Prompts times directions that run together.
+
+    Returns
+    -------
+    TruthEffects
+        One row a direction in a stage, as :func:`effects` reads them.
 
     Raises
     ------

@@ -84,6 +84,11 @@ def transfer(
     seed
         Seed of the bootstrap. The same replicates serve all probes, so differences are paired.
 
+    Returns
+    -------
+    TruthTransfer
+        Accuracies on every dataset left out, and their mean, with intervals.
+
     Raises
     ------
     UnknownNameError

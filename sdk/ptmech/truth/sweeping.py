@@ -67,6 +67,11 @@ def sweep(
         fitted by iteration, such as ``"logistic"``; the closed-form ones are done sooner than
         processes start. The numbers are the same for every value.
 
+    Returns
+    -------
+    TruthSweep
+        As :func:`transfer` gives it, for every layer.
+
     Raises
     ------
     UnknownNameError
