@@ -48,10 +48,8 @@ WorkersOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the builder's commands to the ``ptmech`` command line."""
-    app.command("plan")(plan)
-    app.command("build")(build)
-    app.command("pin")(pin)
-    app.command("publish")(publish)
+    for name, command in (("plan", plan), ("build", build), ("pin", pin), ("publish", publish)):
+        app.command(name, rich_help_panel="Make one")(command)
 
 
 def build(

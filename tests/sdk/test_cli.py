@@ -16,7 +16,7 @@ import typer
 from tests.synthetic import write_synthetic_artifact
 from typer.testing import CliRunner
 
-from ptmech import cli, confidence, knowledge, refusal, truth
+from ptmech import cli, confidence, console, knowledge, refusal, truth
 from ptmech.cli import application
 from ptmech.console import cell
 from ptmech.manifest import MANIFEST, Manifest, canonical_json
@@ -66,7 +66,20 @@ def test_json_is_one_document(synthetic, synthetic_path, command):
 
 
 def test_info(synthetic, synthetic_path):
-    assert run("info", synthetic_path).stdout.strip() == repr(synthetic)
+    lines = run("info", synthetic_path).stdout.splitlines()
+    assert lines[0] == f"{synthetic.id}: Synthetic"
+    rows = [line.split() for line in lines]
+    for stage in synthetic.manifest.stages:
+        assert [stage.name, stage.title, "SyntheticForCausalLM", "4", "16", stage.model] in rows
+    for dataset in synthetic.manifest.datasets:
+        positions = ", ".join(map(str, dataset.positions)).split()
+        title = dataset.title.split()
+        assert [dataset.name, dataset.kind, str(dataset.rows), *positions, *title] in rows
+    assert ["acts:", "resid_post", "0..3"] in rows
+    counted = sum(int(row[1]) for row in rows if row[-1:] in (["file"], ["files"]))
+    assert counted == len(synthetic.manifest.extras)
+    assert f"{synthetic.manifest.total_bytes:,} bytes, in float32" in lines
+    assert max(map(len, lines)) <= console.WIDTH
     payload = run_json("info", synthetic_path)
     assert payload["bytes"] == synthetic.manifest.total_bytes
     assert [stage["name"] for stage in payload["stages"]] == ["base", "instruct"]
@@ -181,6 +194,38 @@ def test_json_has_no_nan():
         "c": {"d": None, "e": True},
         "f": [1, "x"],
     }
+
+
+def test_the_help_tells_the_commands_in_the_order_of_need():
+    text = run("--help").stdout
+    story = (
+        "First look", "info", "summary", "report", "One perspective", "knowledge", "truth",
+        "refusal", "confidence", "Trust it", "verify", "Make one", "plan", "build", "pin",
+        "publish", "Begin with: ptmech info",
+    )  # fmt: skip
+    found = [text.index(f" {words} ") for words in story]
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("ptmech re", ["refusal", "report"]),
+        ("ptmech v", ["verify"]),
+        ("ptmech truth --ear", ["--earlier"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(words, completed):
+    done = process(
+        env={
+            **os.environ,
+            "_PTMECH_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == completed
 
 
 def test_version_and_help():

@@ -29,6 +29,14 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
         raise typer.Exit
 
 
+_STORY: Final = {
+    "First look": (info, summary, report),
+    "One perspective": (knowledge, truth, refusal, confidence),
+    "Trust it": (verify,),
+}
+"""The commands in the order in which one needs them, under the headings of the help."""
+
+
 class OneLineErrors(TyperGroup):
     """Commands whose errors are one line and an exit code, never a traceback."""
 
@@ -89,11 +97,13 @@ def create_app() -> typer.Typer:
         cls=OneLineErrors,
         callback=_ptmech,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
+        epilog="Begin with: ptmech info REF, ptmech summary REF, ptmech report REF. "
+        "REF is a folder (artifacts/demo), owner/name on the Hub, or an https:// address.",
     )
-    for command in (info, summary, knowledge, truth, refusal, confidence, report, verify):
-        app.command()(command)
+    for panel, commands in _STORY.items():
+        for command in commands:
+            app.command(rich_help_panel=panel)(command)
     for plugin in sorted(entry_points(group=PLUGINS)):
         try:
             register = plugin.load()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ptmech.cli.options import Earlier, Json, Later, Ref, by_stage, opened, pair_of
 from ptmech.cli.telling import DAMAGED, UNMET, say
 
+if TYPE_CHECKING:
+    from ptmech.artifact import Artifact
+
 
 def info(ref: Ref, as_json: Json = False) -> None:
-    """Say what an artifact holds."""
-    from ptmech.console import print_json, print_line
+    """Say what an artifact holds: stages, datasets, what is stored of them."""
+    from ptmech.console import print_json
 
     artifact = opened(ref)
     if as_json:
@@ -21,7 +25,7 @@ def info(ref: Ref, as_json: Json = False) -> None:
         about = manifest.model_dump(mode="json", exclude={"parts", "extras"})
         print_json({"artifact": artifact.id, "bytes": manifest.total_bytes, **about})
     else:
-        print_line(repr(artifact))
+        _print_contents(artifact)
 
 
 def verify(
@@ -114,6 +118,51 @@ def report(
 
     written = page.write(opened(ref), out, earlier, later)
     print_line(f"{written}: {written.stat().st_size:,} bytes")
+
+
+def _print_contents(artifact: Artifact) -> None:
+    import polars as pl
+
+    from ptmech._arguments import layer_span
+    from ptmech.console import print_line, print_table
+
+    manifest = artifact.manifest
+    print_line(f"{artifact.id}: {manifest.title}")
+    stages = [
+        {
+            "stage": stage.name,
+            "title": stage.title,
+            "architecture": stage.architecture,
+            "layers": stage.n_layers,
+            "width": stage.d_model,
+            "weights from": stage.model,
+        }
+        for stage in manifest.stages
+    ]
+    print_table(pl.DataFrame(stages), "Stages, earliest first")
+    datasets = [
+        {
+            "dataset": dataset.name,
+            "kind": dataset.kind,
+            "rows": dataset.rows,
+            "positions": ", ".join(map(str, dataset.positions)),
+            "title": dataset.title,
+        }
+        for dataset in manifest.datasets
+    ]
+    print_table(pl.DataFrame(datasets), "Datasets, the same prompts for every stage")
+    stored = [
+        {"stored": f"acts: {site}", "what": layer_span(layers)}
+        for site, layers in manifest.sites.items()
+    ]
+    folders = Counter(entry.path.partition("/")[0] for entry in manifest.extras)
+    stored += [
+        {"stored": name, "what": f"{count} file{'s' * (count > 1)}"}
+        for name, count in sorted(folders.items())
+    ]
+    print_table(pl.DataFrame(stored), f"{manifest.total_bytes:,} bytes, in {manifest.dtype}")
+    if manifest.narrowed:
+        print_line(f"narrowed: {manifest.narrowed}")
 
 
 def summary(ref: Ref, earlier: Earlier = None, later: Later = None, as_json: Json = False) -> None:
