@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 COMPARE := $(VENV)/.compare
 BROWSER := $(VENV)/.browser
 
-.PHONY: help setup demo report build test faults families compare bench bench-gpu lint format adapter pair clean
+.PHONY: help setup demo report build test faults families compare bench bench-gpu docs lint format adapter pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -72,6 +72,10 @@ $(COMPARE): $(READY)
 bench: $(COMPARE) ## measure against what people use today; writes docs/performance.md (about 12 minutes)
 	$(BIN)/ptmech build demo --out artifacts/demo
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks artifacts/demo --write docs/performance.md
+
+# The theme would print a notice about the future of its tool; it is pinned.
+docs: $(READY) ## build the documentation into build/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(READY) ## check style, types and import directions
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from ptmech._arrays import finite_array
 from ptmech.errors import DataError, unknown
 
 Convention = Literal["raw", "folded", "folded_centered"]
+"""The form of the unembedding that neurons are judged by, see :mod:`ptmech.unembedding`."""
 
 #: Numbers in a float64 block of the vocabulary or of the neurons: 8 MiB, near what caches hold.
 _BLOCK_SIZE = 2**20

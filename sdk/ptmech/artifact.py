@@ -44,6 +44,11 @@ class Artifact:
         The commit, for a dataset on the Hub.
     location : str
         Folder, dataset or address it was opened at.
+
+    Parameters
+    ----------
+    source
+        Where its files come from; :func:`ptmech.load` makes it of what a user may write.
     """
 
     def __init__(self, source: Source) -> None:
@@ -80,6 +85,16 @@ class Artifact:
         """Return the layers at which a site can be read, in order.
 
         ``resid_pre`` of layer l > 0 is ``resid_post`` of layer l - 1 and is read from there.
+
+        Parameters
+        ----------
+        site
+            Name of a site.
+
+        Returns
+        -------
+        tuple of int
+            Decoder blocks, counted from 0.
         """
         return self._rows.layers(site)
 
@@ -104,6 +119,11 @@ class Artifact:
     def tokens(self, stage: str) -> pl.DataFrame:
         """Return what a stage's tokenizer made of every row.
 
+        Parameters
+        ----------
+        stage
+            Name of the stage.
+
         Returns
         -------
         polars.DataFrame
@@ -114,6 +134,11 @@ class Artifact:
 
     def labels(self, dataset: str) -> np.ndarray:
         """Return the labels of a statement set.
+
+        Parameters
+        ----------
+        dataset
+            Name of a statement set.
 
         Returns
         -------
@@ -253,6 +278,11 @@ class Artifact:
             What becomes of rows that not both stages have: ``"raise"`` refuses to read them,
             ``"intersect"`` leaves them out and warns, see :class:`Pair`.
 
+        Returns
+        -------
+        Pair
+            Reads nothing yet.
+
         Raises
         ------
         UnknownNameError
@@ -270,6 +300,13 @@ class Artifact:
         For :class:`Pair` and whoever joins rows: unlike :meth:`activations` it does not compare
         them with the table of statements.
 
+        Parameters
+        ----------
+        dataset, stage
+            Names.
+        site, layer, position
+            As :meth:`activations` takes them.
+
         Returns
         -------
         row_uids : numpy.ndarray
@@ -285,11 +322,32 @@ class Artifact:
         return self._rows.read(dataset, stage, site=site, layer=layer, position=position)
 
     def row_name(self, uid: int) -> str:
-        """Name a row in a message: its id, and what the table of statements knows of it."""
+        """Name a row in a message: its id, and what the table of statements knows of it.
+
+        Parameters
+        ----------
+        uid
+            The row's ``row_uid``.
+
+        Returns
+        -------
+        str
+            One line; the id alone where the table does not have it.
+        """
         return self._listed.name(uid)
 
     def table(self, path: str) -> pl.DataFrame:
         """Read one of the artifact's Parquet tables by its path.
+
+        Parameters
+        ----------
+        path
+            Below the artifact, with forward slashes: ``tables/statements.parquet``.
+
+        Returns
+        -------
+        polars.DataFrame
+            As it is stored, within the bounds of what is read.
 
         Raises
         ------
@@ -299,15 +357,47 @@ class Artifact:
         return self._table(path, MAX_ROWS)
 
     def extra(self, path: str) -> Extra | None:
-        """Return the manifest entry of a file that is not activations, or None."""
+        """Return the manifest entry of a file that is not activations, or None.
+
+        Parameters
+        ----------
+        path
+            Below the artifact, with forward slashes.
+
+        Returns
+        -------
+        Extra or None
+            None where the artifact has no such file.
+        """
         return self._extras.get(path)
 
     def extras(self, prefix: str) -> list[Extra]:
-        """Return the manifest entries of all such files below a folder, in order of path."""
+        """Return the manifest entries of all such files below a folder, in order of path.
+
+        Parameters
+        ----------
+        prefix
+            What their paths begin with: ``scores/``.
+
+        Returns
+        -------
+        list of Extra
+            Possibly empty.
+        """
         return [entry for path, entry in sorted(self._extras.items()) if path.startswith(prefix)]
 
     def path(self, entry: FileEntry) -> Path:
         """Return the local path of a file of the artifact, checked against its entry.
+
+        Parameters
+        ----------
+        entry
+            From the manifest or a part manifest: path, size and sha256.
+
+        Returns
+        -------
+        pathlib.Path
+            Of the file in its folder, or in the cache.
 
         Raises
         ------
@@ -317,11 +407,37 @@ class Artifact:
         return self._files.path(entry)
 
     def read(self, entry: FileEntry) -> bytes:
-        """Return the checked bytes of a file of the artifact."""
+        """Return the checked bytes of a file of the artifact.
+
+        Parameters
+        ----------
+        entry
+            From the manifest or a part manifest: path, size and sha256.
+
+        Returns
+        -------
+        bytes
+            All of the file.
+
+        Raises
+        ------
+        IntegrityError
+            If the file is missing or damaged.
+        """
         return self._files.read(entry)
 
     def read_all(self, entries: Iterable[FileEntry]) -> list[bytes]:
         """Return the checked bytes of several files of the artifact, downloaded together.
+
+        Parameters
+        ----------
+        entries
+            From the manifest or a part manifest.
+
+        Returns
+        -------
+        list of bytes
+            In the order of `entries`.
 
         Raises
         ------
@@ -343,17 +459,55 @@ class Artifact:
         """Return the site and layer in whose files a site at a layer is stored.
 
         Another one for ``resid_pre`` above layer 0, which is ``resid_post`` of the layer below.
+
+        Parameters
+        ----------
+        site
+            Name of a site.
+        layer
+            Decoder block, counted from 0.
+
+        Returns
+        -------
+        tuple of str and int
+            Site and layer.
         """
         return self._rows.place(site, layer)
 
     def tensors(self, path: str) -> dict[str, np.ndarray]:
-        """Map a safetensors file that is not activations, by its path."""
+        """Map a safetensors file that is not activations, by its path.
+
+        Parameters
+        ----------
+        path
+            Below the artifact, with forward slashes.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            By the tensors' names, mapped read-only.
+
+        Raises
+        ------
+        NotStoredError
+            If the artifact has no such file.
+        """
         entry = self._require_extra(path)
         bounds = ADAPTERS if entry.kind == "adapter" else OURS
         return read_tensors(self._files.path(entry), bounds=bounds)
 
     def part(self, dataset: str, stage: str) -> Part:
         """Return the part manifest of one dataset at one stage.
+
+        Parameters
+        ----------
+        dataset, stage
+            Names.
+
+        Returns
+        -------
+        Part
+            Positions, row count and the files of activations.
 
         Raises
         ------

@@ -103,7 +103,13 @@ class HubModel(Frozen):
 
 
 class FolderModel(Frozen):
-    """A folder on this machine, as ``save_pretrained`` writes it."""
+    """A folder on this machine, as ``save_pretrained`` writes it.
+
+    Attributes
+    ----------
+    path
+        Of the folder; in a card relative to it.
+    """
 
     path: Path
 

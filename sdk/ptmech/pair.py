@@ -36,6 +36,15 @@ class Pair:
     refused if they are not, because nothing says which one is right. Where no row is left, that is
     an :class:`~ptmech.errors.AlignmentError` too.
 
+    Parameters
+    ----------
+    artifact
+        The artifact that holds both.
+    earlier, later
+        Names of two stages.
+    on_mismatch
+        ``"raise"`` or ``"intersect"``, as above.
+
     Raises
     ------
     UnknownNameError
@@ -81,6 +90,16 @@ class Pair:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the activations of the earlier and of the later stage, row for row.
 
+        Parameters
+        ----------
+        dataset
+            Name of the dataset.
+        site, layer, position
+            As :meth:`Artifact.activations` takes them.
+        dtype
+            Element type of the results: copies. None gives the stored type, where possible without
+            a copy.
+
         Returns
         -------
         tuple of numpy.ndarray
@@ -113,6 +132,16 @@ class Pair:
 
         See :meth:`Artifact.statements`. The column ``row`` still counts places in the dataset.
 
+        Parameters
+        ----------
+        dataset
+            Name of the dataset.
+
+        Returns
+        -------
+        polars.DataFrame
+            One row a prompt.
+
         Raises
         ------
         AlignmentError
@@ -127,6 +156,11 @@ class Pair:
 
     def labels(self, dataset: str) -> NDArray[np.bool_]:
         """Return the labels of the rows that :meth:`activations` returns, in the same order.
+
+        Parameters
+        ----------
+        dataset
+            Name of a statement set.
 
         Returns
         -------
@@ -147,6 +181,11 @@ class Pair:
 
     def alignment(self, dataset: str) -> Alignment:
         """Report which rows of a dataset are joined, and which are not.
+
+        Parameters
+        ----------
+        dataset
+            Name of the dataset.
 
         Returns
         -------

@@ -116,6 +116,11 @@ class UnembeddingStatistics:
         convention
             See the module.
 
+        Returns
+        -------
+        UnembeddingStatistics
+            In float64.
+
         Raises
         ------
         DataError
@@ -131,11 +136,40 @@ class UnembeddingStatistics:
         return cls(convention, rows.n_tokens, rows.mean_row, moments.covariance(), gram.matrix())
 
     def logit_variance(self, w_out: ArrayLike) -> NDArray[np.float64]:
-        """Return the logit variance [d_mlp] of neurons, see :func:`logit_variance`."""
+        """Return the logit variance [d_mlp] of neurons, see :func:`logit_variance`.
+
+        Parameters
+        ----------
+        w_out
+            [d_model, d_mlp], one column a neuron.
+
+        Returns
+        -------
+        array of shape [d_mlp], float64
+            0 for a neuron of length zero.
+        """
         return _quadratic_form(w_out, self.unit_covariance)
 
     def null_space_fraction(self, w_out: ArrayLike, k: int) -> NDArray[np.float64]:
-        """Return the null-space fraction [d_mlp], see :func:`null_space_fraction`."""
+        """Return the null-space fraction [d_mlp], see :func:`null_space_fraction`.
+
+        Parameters
+        ----------
+        w_out
+            [d_model, d_mlp], one column a neuron.
+        k
+            How many of the lowest singular directions count as the null space.
+
+        Returns
+        -------
+        array of shape [d_mlp], float64
+            From 0 to 1.
+
+        Raises
+        ------
+        DataError
+            If ``k`` is not from 1 to d_model.
+        """
         vectors = self._spectrum[1]
         if not 1 <= k <= len(vectors):
             raise DataError(f"k must be from 1 to d_model = {len(vectors)}, not {k}")
@@ -146,7 +180,13 @@ class UnembeddingStatistics:
         return np.clip(np.concatenate(fractions), 0.0, 1.0)
 
     def singular_values(self) -> NDArray[np.float64]:
-        """Return the singular values [d_model], see :func:`singular_values`."""
+        """Return the singular values [d_model], see :func:`singular_values`.
+
+        Returns
+        -------
+        array of shape [d_model], float64
+            Largest first.
+        """
         return np.sqrt(np.maximum(self._spectrum[0][::-1], 0.0))
 
     @cached_property

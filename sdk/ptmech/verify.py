@@ -150,6 +150,16 @@ def verify_deep(
 def listed_files(artifact: Artifact) -> list[FileEntry]:
     """Return the entry of every file that the manifests list, ``manifest.json`` aside.
 
+    Parameters
+    ----------
+    artifact
+        Any artifact.
+
+    Returns
+    -------
+    list of FileEntry
+        Part manifests, their files and everything else.
+
     Raises
     ------
     IntegrityError, FormatError

@@ -18,6 +18,7 @@ class WeightsCard(Schema):
     """Statistics of the unembedding and of the last MLP's neurons."""
 
     null_space_k: Annotated[int, Field(ge=1)] = 16
+    """Lowest singular directions of the unembedding that count as its null space."""
 
 
 class ConfidenceCard(Schema):
@@ -32,12 +33,14 @@ class ConfidenceCard(Schema):
     texts: Annotated[int, Field(ge=2)] = 10
     """How many of its texts, the first ones."""
     seed: int = 0
+    """Of the random neurons."""
 
 
 class TraceCard(Schema):
     """Causal tracing on one dataset."""
 
     dataset: Name
+    """Statements with subject and object."""
     form: Form = "completion"
     """``completion``: the statement cut off before its object, the answer its object, for models of
     any size. ``true_false``: the statement and a question, the paper's form, for large models."""
@@ -46,7 +49,9 @@ class TraceCard(Schema):
     ``true_false`` four statements with question and answer; those of the card's
     ``worked_examples`` if none are given, or else chosen by the seed."""
     pairs: Annotated[int, Field(ge=1, le=50_000)] = 8
+    """Pairs of prompts that are traced."""
     seed: int = 0
+    """Of the pairs that are drawn."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -72,7 +77,9 @@ class RefusalPlaceCard(Schema):
     """Where one stage's refusal direction is read, and how hard this stage is pushed."""
 
     layer: Annotated[int, Field(ge=0)] | None = None
+    """Layer of its direction; else the card's."""
     position: Annotated[int, Field(lt=0)] | None = None
+    """Token of its direction; else the card's."""
     scale: float | None = None
     """Factor of whatever direction is added in this stage, instead of the card's scales."""
 
@@ -81,13 +88,17 @@ class RefusalCard(Schema):
     """Refusal directions and their interventions."""
 
     harmful: Name = "harmful"
+    """Instructions that should be refused."""
     harmless: Name = "harmless"
+    """Instructions that should not."""
     layer: Annotated[int, Field(ge=0)]
     """Layer of the direction, ``resid_pre`` convention."""
     position: Annotated[int, Field(lt=0)] = -1
+    """Token of the direction, counted back from the end of the prompt."""
     scored_prompts: Annotated[int, Field(ge=1)] = 48
     """Test prompts of either kind that are completed under every intervention."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 16
+    """Length at which completions are cut off."""
     scales: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
     """Factors of the added directions."""
     plain_text: DataReference
@@ -95,6 +106,7 @@ class RefusalCard(Schema):
     scored_texts: Annotated[int, Field(ge=1)] = 24
     """How many of its rows are used, the first ones."""
     seed: int = 0
+    """Of the random directions."""
     unit_length: bool = False
     """Add directions of length one, as the paper does, instead of the difference in means."""
     sites: Annotated[tuple[ResidualSite, ...], Field(min_length=1)] = ("resid_pre",)
@@ -106,6 +118,7 @@ class RefusalCard(Schema):
     stage. The factor belongs to the stage that is run, and holds for all directions added in it.
     """
     candidates: CandidatesCard | None = None
+    """Also score candidate directions."""
 
     def place(self, stage: str) -> tuple[int, int]:
         """Return layer and position at which a stage's direction is read."""
@@ -129,7 +142,9 @@ class TruthInterventionCard(Schema):
     first_layer: Annotated[int, Field(ge=0)]
     """First layer at which directions are added; the last one is the probes' layer."""
     statements: Annotated[int, Field(ge=2)] = 64
+    """How many of them are asked about."""
     seed: int = 0
+    """Of the statements, the examples and the random direction."""
     examples: tuple[str, ...] = ()
     """Worked examples before every statement, with question and answer; those of the card's
     ``worked_examples`` if none are given, or else chosen by the seed."""
@@ -139,8 +154,11 @@ class TruthCard(Schema):
     """Defaults of the truthfulness analyses."""
 
     layer: Annotated[int, Field(ge=0)]
+    """Layer of the probes, ``resid_post``."""
     datasets: tuple[Name, ...] = ()
+    """Statement sets of the probes; all that affirm something if empty."""
     intervention: TruthInterventionCard | None = None
+    """Also add truth directions to statements that the models are asked about."""
 
     @model_validator(mode="after")
     def _directions_can_be_found(self) -> Self:

@@ -134,6 +134,16 @@ class CardFile:
 def find_card(reference: str | Path) -> Path:
     """Find a card by its path, or by its name in ``cards/``.
 
+    Parameters
+    ----------
+    reference
+        Path of a TOML file, or the name of a card in ``cards/``.
+
+    Returns
+    -------
+    pathlib.Path
+        Of the card.
+
     Raises
     ------
     CardError
@@ -165,6 +175,11 @@ def read_card(reference: str | Path, *, data_dir: Path | None = None) -> CardFil
     data_dir
         Folder with copies of public files, which are then not downloaded.
 
+    Returns
+    -------
+    CardFile
+        The card, and where it stands.
+
     Raises
     ------
     CardError
@@ -187,6 +202,11 @@ def read_pair(reference: str | Path) -> Pair:
     reference
         Path of a card, or the name of a card in ``cards/``; the training file stands in the folder
         of the same name beside it.
+
+    Returns
+    -------
+    Pair
+        The earlier stage, and how the later one is made.
 
     Raises
     ------

@@ -73,6 +73,11 @@ class RemoteFile:
 def remote_file(reference: str) -> RemoteFile | None:
     """Read a reference to a file in a public repository.
 
+    Parameters
+    ----------
+    reference
+        As a card writes it.
+
     Returns
     -------
     RemoteFile or None

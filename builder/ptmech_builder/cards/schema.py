@@ -31,8 +31,11 @@ class StageCard(Schema):
     """One model of the family."""
 
     name: Name
+    """Of the stage: ``base``, ``instruct``."""
     title: str
+    """In one line, for people."""
     model: ModelSource
+    """Where its weights come from."""
     adapter: str | None = None
     """Folder of a LoRA adapter, relative to the card; or ``trained:`` and the name of one that
     ``make pair`` has trained on this machine."""
@@ -49,6 +52,7 @@ class StageCard(Schema):
     quantisation: Literal["8bit", "4bit"] | None = None
     """Load the weights quantised. The artifact says so; by default it is refused."""
     note: str = ""
+    """A sentence for the reader of the artifact."""
 
     @property
     def rendering(self) -> Template:
@@ -73,10 +77,15 @@ class SampleCard(Schema):
     """
 
     train: Annotated[int, Field(ge=1)]
+    """Rows of the split ``train``."""
     validation: Annotated[int, Field(ge=0)] = 0
+    """Rows of the split ``validation``."""
     test: Annotated[int, Field(ge=1)]
+    """Rows of the split ``test``."""
     test_share: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    """The part of all rows that test rows are drawn from."""
     seed: int = 42
+    """Of the division and the draws."""
     blank: tuple[str, ...] = ()
     """Columns of the file that must be empty in a row for it to be drawn."""
 
@@ -85,8 +94,11 @@ class DatasetCard(Schema):
     """One set of rows."""
 
     name: Name
+    """Of the dataset; it is part of every row's identity."""
     title: str
+    """In one line, for people."""
     kind: Literal["statements", "instructions"]
+    """``statements`` go in as they are, ``instructions`` through the stage's template."""
     file: DataReference
     """CSV, JSON or Parquet file: relative to the card; ``builtin:`` and a path in the builder's own
     data; ``hub:owner/name@revision/path`` in a dataset on the Hub; or
@@ -104,9 +116,11 @@ class DatasetCard(Schema):
     polarity: Literal[1, -1] | None = None
     """Polarity of all rows, for a file that has no such column: -1 for negated statements."""
     sample: SampleCard | None = None
+    """Draw rows instead of taking all of them."""
     positions: Annotated[tuple[Annotated[int, Field(lt=0)], ...], Field(min_length=1)] = (-1,)
     """Stored token positions, counted back from the end of the prompt."""
     note: str = ""
+    """A sentence for the reader of the artifact."""
 
     @model_validator(mode="after")
     def _pattern_tells_a_subject(self) -> Self:
@@ -139,14 +153,18 @@ class Extraction(Schema):
     )
     """``resid_pre`` is stored for layer 0 only: above, it is the ``resid_post`` below."""
     compute_dtype: StoredDtype = "float32"
+    """What models compute in."""
     dtype: StoredDtype = "float32"
+    """What is stored."""
     rows_per_block: Annotated[int, Field(ge=1)] = 2048
+    """Rows of one file."""
     packing: Literal["auto", "tree", "batches"] = "auto"
     """How rows run together: ``tree`` (prompts that begin alike share those tokens), ``batches`` of
     similar length, or ``auto``, whichever is cheaper and possible."""
     tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
     """Tokens of one forward pass, padding included; by default it follows from the device."""
     parity_rows: Annotated[int, Field(ge=1)] = 3
+    """Rows of each file that are compared with a plain forward."""
     parity_tolerance: float | None = None
     """Largest accepted relative deviation; by default it follows from the element types."""
 
@@ -160,16 +178,20 @@ class WorkedExamplesCard(Schema):
     file: DataReference
     """As in :class:`DatasetCard`."""
     sha256: Sha256 | None = None
+    """What the file must hash to."""
 
 
 class HubCard(Schema):
     """What the artifact's page on the Hub says besides what was measured."""
 
     language: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
+    """Languages of the texts."""
     tags: tuple[str, ...] = ()
+    """Further tags of the page."""
     licence_name: str | None = None
     """Where ``licence`` is ``other``: what it is called."""
     licence_link: str | None = None
+    """Where ``licence`` is ``other``: where it stands."""
     licence_file: DataReference | None = None
     """Its text, where it asks that a copy be passed on; as in :class:`DatasetCard`."""
     licence_sha256: Sha256 | None = None
@@ -184,20 +206,35 @@ class Card(Schema):
     """The recipe of an artifact; read one with :func:`read_card`."""
 
     format: Literal[1]
+    """Of the card: 1."""
     name: Name
+    """Of the artifact, and of the folder it is built into."""
     title: str
+    """In one line, for people."""
     description: str
+    """What the artifact is for, and what is our choice in it."""
     licence: str
+    """Of the artifact, as the Hub spells licences: ``apache-2.0``, ``llama3.1``, ``other``."""
     stages: Annotated[tuple[StageCard, ...], Field(min_length=1)]
+    """The models, in order of post-training, earliest first."""
     datasets: Annotated[tuple[DatasetCard, ...], Field(min_length=1)]
+    """The sets of rows, the same for every stage."""
     extraction: Extraction = Extraction()
+    """What is stored, and how exactly it is computed."""
     hub: HubCard = HubCard()
+    """What the artifact's page on the Hub says besides what was measured."""
     worked_examples: WorkedExamplesCard | None = None
+    """Solved examples that stand before TRUE/FALSE questions, by dataset."""
     weights: WeightsCard | None = None
+    """Statistics of unembedding and neurons; none without the section."""
     confidence: ConfidenceCard | None = None
+    """The causal test of entropy-neuron candidates; needs ``weights``."""
     traces: tuple[TraceCard, ...] = ()
+    """Causal traces, one a table."""
     refusal: RefusalCard | None = None
+    """Refusal directions, and what they do to completions."""
     truth: TruthCard | None = None
+    """Defaults of the truthfulness analyses, and what truth directions do to answers."""
 
     @model_validator(mode="after")
     def _names_hold_together(self) -> Self:

@@ -55,6 +55,11 @@ class NeuronEffects(Result):
 def effects(artifact: Artifact) -> NeuronEffects:
     """Read what ablating the entropy-neuron candidates did when the artifact was built.
 
+    Parameters
+    ----------
+    artifact
+        An artifact whose card asks for ``[confidence]``.
+
     Returns
     -------
     NeuronEffects
@@ -130,6 +135,11 @@ def ablate_neurons(
         Texts that run together.
     device
         Where a stage is opened.
+
+    Returns
+    -------
+    NeuronEffects
+        One row an ablation, measure and effect, see there.
 
     Raises
     ------

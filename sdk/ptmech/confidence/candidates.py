@@ -157,6 +157,11 @@ def compare(
     n
         How many candidates to take.
 
+    Returns
+    -------
+    ConfidenceComparison
+        Candidates side by side, their overlap, and what chance would give.
+
     Raises
     ------
     UnknownNameError

@@ -104,6 +104,11 @@ class Trace(Result):
 def stored(artifact: Artifact) -> pl.DataFrame:
     """List the causal traces of an artifact.
 
+    Parameters
+    ----------
+    artifact
+        Any artifact.
+
     Returns
     -------
     polars.DataFrame

@@ -23,6 +23,21 @@ class Architecture:
 
     Paths are dotted module names: `body` and `unembedding` start at the causal language model,
     `layers`, `embedding` and `final_norm` at the body, all others at one decoder block.
+
+    Attributes
+    ----------
+    model_type
+        What the model's configuration calls it.
+    body
+        The decoder without its unembedding; paths below are of modules in it, or in a block.
+    unembedding
+        The linear map from the normed stream to logits, in the whole model.
+    layers, embedding, final_norm
+        Decoder blocks, token embedding and last norm, in the body.
+    attention
+        The module that runs attention, in a block.
+    norm_kind
+        ``"rms"``, or ``"layer"`` for norms that also remove the mean over d_model.
     """
 
     model_type: str

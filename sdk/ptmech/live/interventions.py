@@ -73,6 +73,11 @@ def intervene(model: nn.Module, *interventions: Intervention) -> Generator[None]
     interventions
         What to do; at a common site in this order.
 
+    Yields
+    ------
+    None
+        While the block runs, every forward is changed.
+
     Raises
     ------
     UnknownNameError
@@ -125,6 +130,11 @@ def ablate(
         Where: every residual site of every layer, at every token, unless said otherwise. In blocks
         that run attention and MLP side by side these are ``resid_pre`` and ``resid_post``.
 
+    Returns
+    -------
+    Ablation
+        A value; :func:`intervene` puts it to work.
+
     Raises
     ------
     DataError
@@ -160,6 +170,11 @@ def add(
         Which tokens; every one, generated ones included, unless said otherwise.
     sites
         Which tensors of these layers.
+
+    Returns
+    -------
+    Addition
+        A value; :func:`intervene` puts it to work.
 
     Raises
     ------
@@ -198,6 +213,11 @@ def scale(
     direction
         Vector [d_model] of any length but zero, or None for the whole tensor.
 
+    Returns
+    -------
+    Scaling
+        A value; :func:`intervene` puts it to work.
+
     Raises
     ------
     DataError
@@ -231,6 +251,11 @@ def patch(values: Any, layer: int, positions: Positions, *, site: str = "resid_p
         end of the prompt, others from its first token; one list for every row, or one a row.
     site
         The site.
+
+    Returns
+    -------
+    Patch
+        A value; :func:`intervene` puts it to work.
 
     Raises
     ------
@@ -275,6 +300,11 @@ def mean_ablate(
     positions
         At which tokens.
 
+    Returns
+    -------
+    MeanAblation
+        A value; :func:`intervene` puts it to work.
+
     Raises
     ------
     DataError
@@ -294,6 +324,11 @@ def freeze_final_norm() -> FrozenFinalNorm:
     in the model left alone; the gain, the bias and a LayerNorm's centring stay. What other
     interventions then change in the logits they change directly, not through the norm: the direct
     effect of Stolfo et al. (2024), section 3. Costs a second forward without interventions.
+
+    Returns
+    -------
+    FrozenFinalNorm
+        A value; :func:`intervene` puts it to work.
     """
     return FrozenFinalNorm()
 

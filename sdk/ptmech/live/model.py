@@ -106,6 +106,11 @@ class LiveModel:
             To what to quantise the weights. Those that are quantised already are refused unless
             this says so.
 
+        Returns
+        -------
+        LiveModel
+            Its sites have been proven.
+
         Raises
         ------
         ArtifactNotFoundError
@@ -161,6 +166,16 @@ class LiveModel:
     def tokens(self, prompts: Prompts) -> list[list[int]]:
         """Tokenise prompts; those that are token ids already pass through.
 
+        Parameters
+        ----------
+        prompts
+            Text or token ids.
+
+        Returns
+        -------
+        list of list of int
+            The ids of each prompt, without padding.
+
         Raises
         ------
         DataError
@@ -186,6 +201,16 @@ class LiveModel:
     def chat(self, instructions: Sequence[str]) -> list[list[int]]:
         """Put each instruction into the model's template, up to where the reply begins: token ids.
 
+        Parameters
+        ----------
+        instructions
+            What a user would say.
+
+        Returns
+        -------
+        list of list of int
+            Token ids, which every method takes in place of a text.
+
         Raises
         ------
         DataError
@@ -197,6 +222,16 @@ class LiveModel:
     def intervene(self, *interventions: Intervention) -> AbstractContextManager[None]:
         """Apply interventions to everything this model does in a ``with`` block.
 
+        Parameters
+        ----------
+        *interventions
+            What to do; at a common site in this order.
+
+        Returns
+        -------
+        context manager
+            The model is itself again when it ends.
+
         Raises
         ------
         UnknownNameError, DataError
@@ -206,11 +241,37 @@ class LiveModel:
         return intervene(self.model, *interventions)
 
     def forward(self, prompts: Prompts, *, batch_size: int = 8) -> list[Tensor]:
-        """Logits [tokens, vocabulary] after every token of each prompt, float32 on the CPU."""
+        """Logits [tokens, vocabulary] after every token of each prompt, float32 on the CPU.
+
+        Parameters
+        ----------
+        prompts
+            Text or token ids.
+        batch_size
+            Prompts that run together.
+
+        Returns
+        -------
+        list of Tensor
+            [tokens, vocabulary] for each prompt.
+        """
         return token_logits(self.model, self.tokens(prompts), batch_size=batch_size)
 
     def logits(self, prompts: Prompts, *, batch_size: int = 32) -> Tensor:
-        """Logits [rows, vocabulary] of the token after each prompt, float32 on the CPU."""
+        """Logits [rows, vocabulary] of the token after each prompt, float32 on the CPU.
+
+        Parameters
+        ----------
+        prompts
+            Text or token ids.
+        batch_size
+            Prompts that run together.
+
+        Returns
+        -------
+        Tensor
+            [rows, vocabulary].
+        """
         return next_token_logits(self.model, self.tokens(prompts), batch_size=batch_size)
 
     @torch.inference_mode()
@@ -311,7 +372,20 @@ class LiveModel:
         )
 
     def loss(self, texts: Prompts, *, batch_size: int = 8) -> float:
-        """Mean cross-entropy of plain texts in nats a token: the coherence figure."""
+        """Mean cross-entropy of plain texts in nats a token: the coherence figure.
+
+        Parameters
+        ----------
+        texts
+            Text or token ids.
+        batch_size
+            Texts that run together.
+
+        Returns
+        -------
+        float
+            Mean over all tokens of all texts but each text's first.
+        """
         return next_token_loss(self.model, self.tokens(texts), batch_size=batch_size)
 
     def prove_sites(self) -> None:

@@ -99,7 +99,15 @@ class Hooks:
 
 @dataclass(frozen=True, eq=False)
 class ModelSites:
-    """A causal language model together with where its parts are; build it with :meth:`of`."""
+    """A causal language model together with where its parts are; build it with :meth:`of`.
+
+    Attributes
+    ----------
+    model
+        The transformers model.
+    architecture
+        How it is built.
+    """
 
     model: nn.Module
     architecture: Architecture
@@ -107,6 +115,16 @@ class ModelSites:
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """Find the parts of a transformers causal language model.
+
+        Parameters
+        ----------
+        model
+            A transformers causal language model.
+
+        Returns
+        -------
+        ModelSites
+            By its architecture, known or found by its structure.
 
         Raises
         ------
@@ -183,6 +201,16 @@ class ModelSites:
     def width_of_mlp(self, layer: int) -> int:
         """Return the number of neurons of a layer's MLP.
 
+        Parameters
+        ----------
+        layer
+            Decoder block, counted from 0.
+
+        Returns
+        -------
+        int
+            d_mlp.
+
         Raises
         ------
         UnknownNameError
@@ -201,7 +229,18 @@ class ModelSites:
         return self._parts(self.final_norm)
 
     def mlp_norm_parts(self, layer: int) -> NormParts | None:
-        """Take apart the norm between a layer's MLP and the stream; None where there is none."""
+        """Take apart the norm between a layer's MLP and the stream; None where there is none.
+
+        Parameters
+        ----------
+        layer
+            Decoder block, counted from 0.
+
+        Returns
+        -------
+        NormParts or None
+            None where the MLP writes into the stream directly.
+        """
         self._check_layer(layer)
         architecture = self.architecture
         if architecture.mlp_out == architecture.mlp:
@@ -239,6 +278,16 @@ class ModelSites:
     def output_weights(self, layer: int) -> Tensor:
         """Return the down-projection of a layer's MLP [d_model, d_mlp], as :attr:`w_out`.
 
+        Parameters
+        ----------
+        layer
+            Decoder block, counted from 0.
+
+        Returns
+        -------
+        Tensor
+            One column a neuron, not centred.
+
         Raises
         ------
         UnknownNameError
@@ -256,14 +305,36 @@ class ModelSites:
         return weight.T if self.architecture.projections_transposed else weight
 
     def project(self, normed: Tensor) -> Tensor:
-        """Map the normed stream [..., d_model] to logits [..., vocabulary], softcap included."""
+        """Map the normed stream [..., d_model] to logits [..., vocabulary], softcap included.
+
+        Parameters
+        ----------
+        normed
+            [..., d_model], what the final norm gives.
+
+        Returns
+        -------
+        Tensor
+            Logits [..., vocabulary].
+        """
         # Two dimensions and contiguous rows: the 3-D path of a large unembedding is many times
         # slower on CPU.
         rows = normed.reshape(-1, normed.shape[-1]).contiguous()
         return self.cap(self.unembedding(rows)).reshape(*normed.shape[:-1], -1)
 
     def cap(self, logits: Tensor) -> Tensor:
-        """Return logits as the model's softcap leaves them, where there is one."""
+        """Return logits as the model's softcap leaves them, where there is one.
+
+        Parameters
+        ----------
+        logits
+            Of any shape.
+
+        Returns
+        -------
+        Tensor
+            Of the same shape.
+        """
         name = self.architecture.logit_softcap
         cap: float | None = None if name is None else getattr(self.model.config, name)
         return logits if cap is None else cap * torch.tanh(logits / cap)
@@ -272,11 +343,28 @@ class ModelSites:
         """Logits [..., vocabulary] of a residual stream [..., d_model]: norm, unembedding, softcap.
 
         Applied to the last block's ``resid_post`` these are the model's logits.
+
+        Parameters
+        ----------
+        resid
+            [..., d_model].
+
+        Returns
+        -------
+        Tensor
+            Logits [..., vocabulary].
         """
         return self.project(self.final_norm(resid))
 
     def check(self, site: str, layer: int) -> None:
         """Raise for a site or layer this model does not have.
+
+        Parameters
+        ----------
+        site
+            Name of a site.
+        layer
+            Decoder block, counted from 0.
 
         Raises
         ------
@@ -289,6 +377,13 @@ class ModelSites:
 
     def check_edit(self, site: str, layer: int) -> None:
         """Raise for a site or layer that cannot be changed.
+
+        Parameters
+        ----------
+        site
+            Name of a site.
+        layer
+            Decoder block, counted from 0.
 
         Raises
         ------
@@ -311,6 +406,20 @@ class ModelSites:
 
         Visitors of one site run in the order they were attached, each seeing what the ones before
         it left.
+
+        Parameters
+        ----------
+        site
+            Name of a site.
+        layer
+            Decoder block, counted from 0.
+        visitor
+            Gets the tensor; what it returns takes its place, None leaves it.
+
+        Returns
+        -------
+        Hooks
+            What to remove.
         """
         self.check(site, layer)
         if site == "resid_mid" and self.parallel:
@@ -328,6 +437,18 @@ class ModelSites:
 
         These are the inputs of the MLP's down-projection. Otherwise as :meth:`attach`.
 
+        Parameters
+        ----------
+        layer
+            Decoder block, counted from 0.
+        visitor
+            Gets the tensor; what it returns takes its place, None leaves it.
+
+        Returns
+        -------
+        Hooks
+            What to remove.
+
         Raises
         ------
         UnknownNameError
@@ -341,7 +462,20 @@ class ModelSites:
         return Hooks((*first, projection.register_forward_pre_hook(hook, with_kwargs=True)))
 
     def attach_written(self, layer: int, visitor: Visitor) -> Hooks:
-        """Call `visitor` with what a layer's MLP writes, before any norm; as :meth:`attach`."""
+        """Call `visitor` with what a layer's MLP writes, before any norm; as :meth:`attach`.
+
+        Parameters
+        ----------
+        layer
+            Decoder block, counted from 0.
+        visitor
+            Gets the tensor; what it returns takes its place, None leaves it.
+
+        Returns
+        -------
+        Hooks
+            What to remove.
+        """
         self._check_layer(layer)
         first, visitor = self._in_rows(layer, visitor)
         module = self._part(layer, self.architecture.mlp)

@@ -44,7 +44,6 @@ __all__ = [
     "make_probe",
 ]
 
-#: The probes by name, in the order of their cost.
 PROBES: Mapping[str, Callable[..., LinearProbe]] = MappingProxyType(
     {
         "mass_mean": MassMeanProbe,
@@ -54,6 +53,7 @@ PROBES: Mapping[str, Callable[..., LinearProbe]] = MappingProxyType(
         "ccs": CCSProbe,
     }
 )
+"""The probes by name, in the order of their cost."""
 
 
 def make_probe(name: str, **parameters: Any) -> LinearProbe:
@@ -66,6 +66,11 @@ def make_probe(name: str, **parameters: Any) -> LinearProbe:
         ``"ttpd"`` or ``"ccs"``.
     **parameters
         Parameters of the estimator other than its defaults.
+
+    Returns
+    -------
+    LinearProbe
+        A scikit-learn estimator.
 
     Raises
     ------

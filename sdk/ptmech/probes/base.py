@@ -67,12 +67,34 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return self._activations(X) @ self.weights_ + self.intercept_
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the likelier label of each row of activations [n, d]; at even odds "false"."""
+        """Return the likelier label of each row of activations [n, d]; at even odds "false".
+
+        Parameters
+        ----------
+        X
+            Activations [n, d].
+
+        Returns
+        -------
+        array of shape [n]
+            Labels as ``fit`` was given them.
+        """
         likelier = (self.decision_function(X) > 0).astype(np.intp)
         return self.classes_[likelier]
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the probabilities [n, 2] of both labels for activations [n, d]."""
+        """Return the probabilities [n, 2] of both labels for activations [n, d].
+
+        Parameters
+        ----------
+        X
+            Activations [n, d].
+
+        Returns
+        -------
+        array of shape [n, 2], float64
+            In the order of ``classes_``.
+        """
         log_odds = self.decision_function(X)
         return np.stack([expit(-log_odds), expit(log_odds)], axis=1)
 

@@ -131,7 +131,22 @@ class LogisticProbe(LinearProbe):
         return self
 
     def at(self, weights: NDArray[np.float64], intercept: float, *, n_iter: int) -> Self:
-        """Return itself, fitted: with the optimum for labels False and True found elsewhere."""
+        """Return itself, fitted: with the optimum for labels False and True found elsewhere.
+
+        Parameters
+        ----------
+        weights
+            [d], of the log-odds.
+        intercept
+            Of the log-odds.
+        n_iter
+            Steps that it took.
+
+        Returns
+        -------
+        LogisticProbe
+            Itself.
+        """
         self.classes_ = np.array([False, True])
         self.n_features_in_ = len(weights)
         self.weights_ = self.direction_ = weights

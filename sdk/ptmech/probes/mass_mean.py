@@ -114,6 +114,11 @@ class MassMeanProbe(LinearProbe):
             A direction each.
         lines
             Its log-odds, arrays of shape [probes]. The labels are False and True.
+
+        Returns
+        -------
+        list of MassMeanProbe
+            One a direction, in their order.
         """
         found: list[Self] = []
         for direction, line in zip(directions, zip(*lines, strict=True), strict=True):
@@ -124,7 +129,13 @@ class MassMeanProbe(LinearProbe):
         return found
 
     def require_shrinkage(self) -> None:
-        """Raise a DataError if ``shrinkage`` is not what it can be."""
+        """Raise a DataError if ``shrinkage`` is not what it can be.
+
+        Raises
+        ------
+        DataError
+            It is neither ``"auto"`` nor a number from 0 to 1.
+        """
         if self.shrinkage != "auto" and not (
             isinstance(self.shrinkage, Real) and 0 <= self.shrinkage <= 1
         ):
