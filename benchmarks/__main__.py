@@ -18,15 +18,19 @@ from benchmarks.report import Section, environment, write
 from benchmarks.setting import Benchmark, Setting
 
 NAMES = (
+    "remote",
+    "reading",
     "extraction",
     "worked_examples",
     "causal_tracing",
     "probes",
     "entropy_neurons",
-    "reading",
-    "remote",
 )
-"""The benchmarks, in the order of the document; each is a module."""
+"""The benchmarks, in the order of the document; each is a module.
+
+`remote` comes first: nnsight changes the interpreter that imports it, and the Hub of this process
+then answers no more.
+"""
 
 
 def benchmark(name: str) -> Benchmark:

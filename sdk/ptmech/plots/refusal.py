@@ -165,7 +165,13 @@ def _refusal_scores(result: Any, alt: Any) -> Any:
         alt.layer(bars, whiskers, points, numbers)
         .properties(width=280, height={"step": 20})
         .facet(
-            row=alt.Row("prompts:N", title=None, sort=as_they_come(frame["prompts"])),
+            # Beside the panels it would lie on the names of the conditions.
+            row=alt.Row(
+                "prompts:N",
+                title=None,
+                sort=as_they_come(frame["prompts"]),
+                header=alt.Header(orient="top", labelAngle=0, labelAnchor="start"),
+            ),
             column=alt.Column("stage:N", title=None, sort=as_they_come(frame["stage"])),
         )
         .resolve_scale(y="independent")

@@ -16,7 +16,7 @@ from ptmech.errors import PrerequisiteError
 from ptmech.report.figures import Section, Spec
 from ptmech.report.findings import Finding
 
-SHOWN_ROWS = 200
+SHOWN_ROWS = 1000
 """Rows of a table that a page lists; all of them are a line of Python away."""
 
 
