@@ -184,7 +184,7 @@ def test_every_benchmark_is_found_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "probs"], "unknown: probs; there are extraction"),
+        (["--only", "probs"], "unknown: probs; there are remote"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--only", "probes", "--write", "a.md"], "--write needs all"),
     ],

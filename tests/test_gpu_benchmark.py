@@ -61,7 +61,9 @@ def test_the_command_measures_both_ways_on_a_cpu(
         "random",
     ]
     for found in figures["sets"]:
-        assert 0 < found["deviation"] < 5e-2
+        # Prompts that share nothing are the same rows either way.
+        assert found["prompts"] == "random" or found["deviation"] > 0
+        assert found["deviation"] < 5e-2
         assert found["rows"] == 16
         for way in found["ways"].values():
             assert len(way["seconds"]) == len(way["bare_seconds"]) == 2

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
         probes,
         refusal,
         report,
+        results,
+        summary,
         truth,
+        unembedding,
+        verify,
     )
     from ptmech.artifact import Artifact
     from ptmech.loading import load
@@ -48,7 +52,11 @@ __all__ = [
     "probes",
     "refusal",
     "report",
+    "results",
+    "summary",
     "truth",
+    "unembedding",
+    "verify",
 ]
 
 _CLASSES = {"Artifact": "artifact", "Pair": "pair", "load": "loading"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TextIO
@@ -61,7 +62,10 @@ def print_table(frame: pl.DataFrame, title: str, *, lines: bool = False) -> None
     lines
         Whether to rule off every row, for cells of several lines.
     """
-    console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
+    # Sentences fold where the terminal ends; numbers would lose digits.
+    narrow = lines and sys.stdout is not None and sys.stdout.isatty()
+    width = min(WIDTH, shutil.get_terminal_size().columns) if narrow else WIDTH
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
     table = Table(
         box=box.HORIZONTALS if lines else box.SIMPLE_HEAD, show_lines=lines, pad_edge=False
     )

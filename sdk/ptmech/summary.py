@@ -21,6 +21,10 @@ from ptmech.refusal.geometry import card_places
 from ptmech.results import Result
 
 NOT_TESTABLE = "not testable here"
+TOLERATED = 0.05
+"""Accuracy that a transferred probe may lose and still count as one that transfers."""
+CHANCE = 0.5
+"""Accuracy of a probe that knows nothing: statement sets are balanced."""
 BREAKING_LOSS = 1.0
 """Nats a token of plain text that an intervention may cost; beyond, it breaks the model."""
 _COMPARED: Final = {
@@ -66,10 +70,13 @@ def summarize(artifact: Artifact, earlier: str, later: str) -> Summary:
     Summary
         *Knowledge* is in the same places if the normalised tracing grids of both stages correlate
         above 0.9. *Truthfulness* transfers if the 95 % interval of the accuracy of the earlier
-        stage's probe in the later stage, minus the later stage's own, reaches above -0.05.
+        stage's probe in the later stage, minus the later stage's own, lies above -0.05, and that of
+        its own above chance; it does not if the former lies below -0.05; in between nothing is
+        shown.
         The earlier *refusal* direction, at the length of the later stage's own, steers the later
-        stage if the 95 % intervals of the refusals they cause overlap; in part if it at least
-        exceeds a random direction of that length. It is not shown if the own direction does not
+        stage if it exceeds a random direction of that length and the 95 % intervals of the refusals
+        that it and the own one cause overlap; in part if it exceeds the random one only. It is not
+        shown if it can be told from neither, if the own direction does not
         exceed a random one, or if adding any of the three costs more than one nat a token of plain
         text: there is nothing to transfer, or no model left that could refuse. Refusals that
         disappear under ablation are no evidence at that cost either, nor where a random direction
@@ -152,11 +159,17 @@ def _truthfulness(artifact: Artifact, earlier: str, later: str) -> _Finding:
         for row in result.frame.filter(pl.col("dataset") == truth.MEAN).iter_rows(named=True)
     }
     difference = mean["difference"]
+    if difference["accuracy_high"] < -TOLERATED:
+        answer = "no"
+    elif difference["accuracy_low"] > -TOLERATED and mean["own_later"]["accuracy_low"] > CHANCE:
+        answer = "yes"
+    else:
+        answer = "not shown"
     similarity = truth.similarity(artifact, earlier, later).frame.row(
         by_predicate=pl.col("layer") == result.layer, named=True
     )
     return _Finding(
-        "yes" if difference["accuracy_high"] > -0.05 else "no",
+        answer,
         f"accuracy {mean['transferred']['accuracy']:.3f} transferred, "
         f"{mean['own_later']['accuracy']:.3f} own, difference {difference['accuracy']:+.3f} "
         f"[{difference['accuracy_low']:+.3f}, {difference['accuracy_high']:+.3f}]; directions at "
@@ -190,12 +203,15 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
     own, transferred, random = (added[name] for name in ("own", equally_long, "random"))
     if _broken(added, equally_long) or own["low"] <= random["high"]:
         answer = "not shown"
-    elif transferred["high"] >= own["low"]:
-        answer = "yes"
-    elif transferred["low"] > random["high"]:
-        answer = "in part"
     else:
-        answer = "no"
+        works, as_well = transferred["low"] > random["high"], transferred["high"] >= own["low"]
+        # Neither told apart from its own nor from a random one: it may be as good, or no good.
+        answer = {
+            (True, True): "yes",
+            (True, False): "in part",
+            (False, True): "not shown",
+            (False, False): "no",
+        }[works, as_well]
     more, fewer = (
         {name: f"{row['refusal_rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
          for name, row in rows.items()}

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from tests.synthetic import write_synthetic_artifact
 
-from ptmech import confidence, refusal
+from ptmech import confidence, refusal, truth
 from ptmech.artifact import Artifact
 from ptmech.errors import DataError, UnknownNameError
 from ptmech.loading import load
@@ -44,7 +44,8 @@ def test_refusal_is_answered_from_the_intervals_of_the_scores(synthetic: Artifac
     transferred, own, random = (rows[n] for n in ("transferred_own_length", "own", "random"))
     apart = transferred["high"] < own["low"]
     above_random = transferred["low"] > random["high"]
-    expected = "yes" if not apart else "in part" if above_random else "no"
+    expected = ("in part" if above_random else "no") if apart else "yes"
+    assert apart or above_random
     found = answers(synthetic)["refusal"]
     assert found["answer"] == expected
     assert f"{own['refusal_rate']:.2f}" in found["evidence"]
@@ -97,8 +98,58 @@ def test_an_own_direction_no_better_than_random_leaves_nothing_to_transfer(
     own = rows.row(by_predicate=pl.col("direction") == "own", named=True)
     found = with_scores(synthetic, monkeypatch, "random", "harmless", high=own["low"])
     assert found["answer"] == "not shown"
-    found = with_scores(synthetic, monkeypatch, "random", "harmless", high=own["low"] - 1e-6)
-    assert found["answer"] != "not shown"
+
+
+@pytest.mark.parametrize(
+    ("above_random", "as_own", "answer"),
+    [
+        (True, True, "yes"),
+        (True, False, "in part"),
+        (False, True, "not shown"),
+        (False, False, "no"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_not_shown(
+    synthetic: Artifact, monkeypatch, above_random, as_own, answer
+):
+    rows = refusal.scores(synthetic).frame.filter(stage="instruct", prompts="harmless")
+    own, random = (
+        rows.row(by_predicate=pl.col("direction") == name, named=True) for name in ("own", "random")
+    )
+    assert random["high"] < own["low"]
+    cells = {
+        "low": random["high"] + (1e-6 if above_random else 0.0),
+        "high": own["low"] - (0.0 if as_own else 1e-6),
+    }
+    found = with_scores(synthetic, monkeypatch, "transferred_own_length", "harmless", **cells)
+    assert found["answer"] == answer
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "own_low", "answer"),
+    [
+        (-0.04, 0.01, 0.6, "yes"),
+        (-0.05, 0.01, 0.6, "not shown"),
+        (-0.2, -0.05, 0.6, "not shown"),
+        (-0.2, -0.06, 0.6, "no"),
+        (-0.04, 0.01, 0.5, "not shown"),
+    ],
+)
+def test_a_probe_transfers_if_its_interval_says_so(
+    synthetic: Artifact, monkeypatch, low, high, own_low, answer
+):
+    found = truth.transfer(synthetic, "base", "instruct", n_bootstrap=10)
+    mean = pl.col("dataset") == truth.MEAN
+    for probe, column, value in (
+        ("difference", "accuracy_low", low),
+        ("difference", "accuracy_high", high),
+        ("own_later", "accuracy_low", own_low),
+    ):
+        here = mean & (pl.col("probe") == probe)
+        cell = pl.when(here).then(pl.lit(value)).otherwise(pl.col(column)).alias(column)
+        found = replace(found, frame=found.frame.with_columns(cell))
+    monkeypatch.setattr(truth, "transfer", lambda *_: found)
+    assert answers(synthetic)["truthfulness"]["answer"] == answer
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import polars as pl
 
@@ -19,8 +18,6 @@ from ptmech.results import Result
 from ptmech.summary import NOT_TESTABLE, summarize
 
 PIXELS_PER_INCH = 144
-_NARROW = 12
-"""Up to so many tokens, four traces fit beside each other."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,4 @@ def _draw(result: Result) -> bytes:
     """Render a result's chart, the same bytes for the same result."""
     import vl_convert
 
-    drawn: Any = result.plot()
-    if isinstance(result, knowledge.KnowledgeComparison):
-        widest = max(trace.frame["column"].n_unique() for trace in result.traces.values())
-        drawn.columns = len(result.traces) if widest <= _NARROW else 2
-    return vl_convert.vegalite_to_png(drawn.to_json(), ppi=PIXELS_PER_INCH)
+    return vl_convert.vegalite_to_png(result.plot().to_json(), ppi=PIXELS_PER_INCH)

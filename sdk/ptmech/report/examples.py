@@ -35,7 +35,7 @@ def examples(artifact: Artifact, earlier: str, later: str) -> Figure:
         "The first words of completions: left alone, and with a direction added (harmless "
         "prompts) or ablated (harmful ones)."
     )
-    code = "sdk.refusal.scores(artifact).completions"
+    code = "sdk.refusal.completions(artifact).frame"
     try:
         table = _side_by_side(artifact, earlier, later)
     except (NotStoredError, DataError) as reason:

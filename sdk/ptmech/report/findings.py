@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +46,8 @@ class Finding:
     ----------
     perspective, claim
         Which finding.
+    question, answer
+        What the summary asks instead, and answers.
     verdict
         ``confirmed``, ``not confirmed`` or ``not testable here``.
     number
@@ -58,6 +60,8 @@ class Finding:
 
     perspective: str
     claim: str
+    question: str
+    answer: str
     verdict: Verdict
     number: str
     uncertainty: str
@@ -108,6 +112,8 @@ def findings(artifact: Artifact, earlier: str, later: str) -> list[Finding]:
             Finding(
                 perspective=perspective,
                 claim=_CLAIMS[perspective],
+                question=row["question"],
+                answer=row["answer"],
                 verdict=verdict,
                 number=number,
                 uncertainty=uncertainty,
@@ -150,21 +156,31 @@ def _transferred(artifact: Artifact, earlier: str, later: str) -> tuple[str, str
 
 
 def _steered(artifact: Artifact, earlier: str, later: str) -> tuple[str, str]:
-    """Refusals of harmless prompts under the earlier and the own direction, equally long."""
-    added = refusal.scores(artifact).frame.filter(
-        pl.col("stage") == later, pl.col("intervention") == "add"
+    """Refusals under the earlier and the own direction: added equally long, and ablated."""
+    scores = refusal.scores(artifact).frame.filter(
+        pl.col("stage") == later,
+        pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in([earlier, later]),
     )
+    added = scores.filter(pl.col("intervention") == "add")
+    ablated = {
+        row["direction"]: row
+        for row in scores.filter(intervention="ablate", prompts="harmful").iter_rows(named=True)
+    }
     scale = min(added["scale"], key=lambda factor: abs(factor - 1))
-    rows = {row["direction"]: row for row in added.filter(scale=scale).iter_rows(named=True)
-            if row["direction_stage"] in (earlier, later, None)}  # fmt: skip
+    rows = {row["direction"]: row for row in added.filter(scale=scale).iter_rows(named=True)}
     theirs = rows.get("transferred_own_length", rows["transferred"])
     own = rows["own"]
     return (
-        f"refusals of harmless prompts {theirs['refusal_rate']:.2f} under the direction of "
-        f"{earlier}, {own['refusal_rate']:.2f} under {later}'s own",
-        f"95 % [{theirs['low']:.2f}, {theirs['high']:.2f}] and "
-        f"[{own['low']:.2f}, {own['high']:.2f}]",
+        f"refusals of harmless prompts with the direction of {earlier} added "
+        f"{theirs['refusal_rate']:.2f}, with {later}'s own {own['refusal_rate']:.2f}; of harmful "
+        f"prompts with them ablated {ablated['transferred']['refusal_rate']:.2f} and "
+        f"{ablated['own']['refusal_rate']:.2f}",
+        f"95 % {', '.join(map(_between, (theirs, own, ablated['transferred'], ablated['own'])))}",
     )
+
+
+def _between(row: Mapping[str, float]) -> str:
+    return f"[{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _shared(artifact: Artifact, earlier: str, later: str) -> tuple[str, str]:
@@ -184,6 +200,9 @@ def _shared(artifact: Artifact, earlier: str, later: str) -> tuple[str, str]:
         stage=later, neurons="chosen", ablated="each", measure="entropy", effect="norm"
     )
     for row in through.iter_rows(named=True):
-        number += f"; through the final norm goes {row['share']:+.2f} of what ablating them does"
-        doubt += f"; 95 % [{row['share_low']:+.2f}, {row['share_high']:+.2f}]"
+        number += f"; share of their effect through the final norm {row['share']:+.2f}"
+        doubt += (
+            f"; of the share, 95 % [{row['share_low']:+.2f}, {row['share_high']:+.2f}], an entropy "
+            "neuron's being near 1"
+        )
     return number, doubt

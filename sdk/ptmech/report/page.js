@@ -22,14 +22,16 @@
 
   for (const box of document.querySelectorAll(".chart")) {
     const spec = JSON.parse(box.querySelector("script").textContent);
+    const place = box.appendChild(document.createElement("div"));
     // One view fills the width there is; several keep theirs, and their box scrolls.
     const several = ["facet", "repeat", "hconcat", "vconcat", "concat"].some((key) => key in spec);
     if (!several && typeof spec.width === "number") {
       box.style.maxWidth = `${Math.max(spec.width * 1.6, 640)}px`;
+      // Cells of a wide matrix hold text: on a narrow screen they scroll rather than overlap.
+      if (spec.width > 500) place.style.minWidth = `${spec.width + 140}px`;
       spec.width = "container";
       spec.autosize = { type: "fit-x", contains: "padding" };
     }
-    const place = box.appendChild(document.createElement("div"));
     try {
       const { view } = await vegaEmbed(place, spec, {
         ast: true, // expressions are interpreted, never compiled: the page allows no eval
@@ -47,7 +49,11 @@
     }
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => recolour(paper()));
-  addEventListener("beforeprint", () => recolour("white"));
+  addEventListener("beforeprint", () => {
+    recolour("white");
+    // On paper nothing can be unfolded, and a verdict needs what it is to be compared with.
+    for (const folded of document.querySelectorAll(".finding details")) folded.open = true;
+  });
   addEventListener("afterprint", () => recolour(paper()));
   document.documentElement.dataset.drawn = failed.length ? "in part" : "yes";
   for (const problem of failed) console.error(problem);

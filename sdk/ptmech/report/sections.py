@@ -80,7 +80,9 @@ def _truthfulness(artifact: Artifact, earlier: str, later: str) -> Figures:
     yield figure(
         "Truth directions by layer",
         "Cosine of the two stages' truth directions, beside that of directions from disjoint "
-        "halves of the facts: what two estimates of the same direction reach.",
+        "halves of the facts: what two estimates of the same direction reach. Where the halves are "
+        "negative there is no common direction: every word ends as many true as false statements, "
+        "so what one half has too much of, the other lacks.",
         f"sdk.truth.similarity({stages}).plot()",
         lambda: truth.similarity(artifact, earlier, later),
     )
@@ -106,8 +108,10 @@ def _truthfulness(artifact: Artifact, earlier: str, later: str) -> Figures:
     )
     yield figure(
         "What truth directions do",
-        "A stage's answers to TRUE/FALSE questions after its own direction, the other stage's, or "
-        "a random one of the same length was added; 1 would turn every answer.",
+        "A stage's own direction, the other stage's, or a random one as long, added to false "
+        "statements and subtracted from true ones before TRUE/FALSE is asked. P is the probability "
+        "of TRUE minus that of FALSE; 0: nothing changed, 1: every answer turned. With an AUROC "
+        "near 0.5 the stage answers by chance, and there is little to turn.",
         "sdk.truth.effects(artifact).plot()",
         lambda: truth.effects(artifact),
     )
@@ -118,7 +122,9 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> Figures:
     yield figure(
         "Refusal directions by layer and position",
         "Cosine of the two stages' refusal directions, at tokens counted from the end of the "
-        "prompt; dashed, what disjoint halves of the prompts reach within a stage.",
+        "prompt; dashed, of directions from disjoint halves of the prompts, across the stages; "
+        "dotted, within a stage. Dashed below dotted: the direction has turned. Directions of "
+        "length zero, as where all prompts still have the same token, count as 0.",
         f"sdk.refusal.similarity({stages}).plot()",
         lambda: refusal.similarity(artifact, earlier, later),
     )
@@ -134,7 +140,7 @@ def _refusal(artifact: Artifact, earlier: str, later: str) -> Figures:
         if artifact.extra(f"scores/{stage}/directions.parquet"):
             yield figure(
                 f"Candidate refusal directions of {stage}",
-                "Every layer and position a direction can be read from: what is left of refusal "
+                "The layers and positions that the card asks to score: what is left of refusal "
                 "when it is ablated, what comes when it is added, and what it breaks.",
                 f'sdk.refusal.candidate_scores(artifact, "{stage}").plot()',
                 lambda stage=stage: refusal.candidate_scores(artifact, stage),

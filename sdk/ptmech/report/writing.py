@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ptmech.artifact import Artifact
+from ptmech.errors import DataError
 from ptmech.report.findings import findings
 from ptmech.report.page import page
 from ptmech.report.sections import sections
@@ -42,7 +43,7 @@ def write(
     UnknownNameError
         If a stage does not exist.
     DataError
-        If both stages are the same.
+        If both stages are the same, or the file's name does not end in ``.html``.
     PrerequisiteError
         If altair, jinja2 or vl-convert is missing.
     StorageError
@@ -53,6 +54,8 @@ def write(
     >>> import ptmech as sdk
     >>> sdk.report.write(sdk.load("artifacts/demo"), "report.html")  # doctest: +SKIP
     """
+    if (place := Path(path)).suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"a report is a web page: {place.name!r} has to end in .html")
     first, last = earlier or artifact.stages[0], later or artifact.stages[-1]
     artifact.pair(first, last)  # refuses unknown stages and twice the same
     document = page(
@@ -62,4 +65,4 @@ def write(
         findings=findings(artifact, first, last),
         sections=sections(artifact, first, last),
     )
-    return written_whole(path, document.encode())
+    return written_whole(place, document.encode())
