@@ -62,6 +62,25 @@ class Statements:
         return cls.stack({name: artifact.statements(name) for name in _names(artifact, datasets)})
 
     @classmethod
+    def to_leave_one_out(cls, artifact: Artifact, datasets: Sequence[str] | None) -> Self:
+        """Collect statements as :meth:`of`, of which one dataset can be left out.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no dataset of a name.
+        DataError
+            As :meth:`of`, or if there are fewer than two.
+        """
+        found = cls.of(artifact, datasets)
+        if len(found.datasets) < 2:
+            raise DataError(
+                "leaving one dataset out needs at least two datasets, "
+                f"not {', '.join(found.datasets)} alone"
+            )
+        return found
+
+    @classmethod
     def stack(cls, tables: Mapping[str, pl.DataFrame]) -> Self:
         """Stack the rows of datasets.
 

@@ -92,12 +92,7 @@ class TransferTest:
             raise DataError(f"n_bootstrap must be at least 1, not {n_bootstrap}")
         truth_probe = TruthProbe(probe)
         artifact.pair(earlier, later)
-        statements = Statements.of(artifact, datasets)
-        if len(statements.datasets) < 2:
-            raise DataError(
-                "leaving one dataset out needs at least two datasets, "
-                f"not {', '.join(statements.datasets)} alone"
-            )
+        statements = Statements.to_leave_one_out(artifact, datasets)
         held_out = HeldOut.of(statements, n_bootstrap=n_bootstrap, seed=seed)
         return cls(
             artifact=artifact,

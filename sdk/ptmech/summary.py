@@ -18,6 +18,7 @@ from ptmech.artifact import Artifact
 from ptmech.confidence.averages import EFFECTS
 from ptmech.errors import DataError, NotStoredError
 from ptmech.refusal.geometry import card_places
+from ptmech.refusal.tables import at_own_length, of_stages
 from ptmech.results import Result
 
 NOT_TESTABLE = "not testable here"
@@ -183,13 +184,8 @@ def _truthfulness(artifact: Artifact, earlier: str, later: str) -> _Finding:
 def _refusal(artifact: Artifact, earlier: str, later: str) -> _Finding:
     layer, position = card_places(artifact)
     found = refusal.similarity(artifact, earlier, later, layer, position).frame.row(0, named=True)
-    scores = refusal.scores(artifact).frame.filter(
-        pl.col("stage") == later,
-        pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in([earlier, later]),
-    )
-    # Of several lengths the one that is closest to the direction's own.
-    scale = min(scores["scale"].drop_nulls(), key=lambda factor: abs(factor - 1), default=1.0)
-    scores = scores.filter(pl.col("scale").is_null() | (pl.col("scale") == scale))
+    scores = refusal.scores(artifact).frame.filter(pl.col("stage") == later)
+    scores = at_own_length(of_stages(scores, [earlier, later]))
     added, ablated = (
         {row["direction"]: row for row in scores.filter(prompts=kind).iter_rows(named=True)}
         for kind in ("harmless", "harmful")

@@ -14,6 +14,7 @@ import polars as pl
 from ptmech import confidence, knowledge, refusal, truth
 from ptmech.artifact import Artifact
 from ptmech.errors import DataError, NotStoredError, UnknownNameError
+from ptmech.refusal.tables import of_stages
 from ptmech.results import Result
 from ptmech.summary import NOT_TESTABLE, summarize
 
@@ -120,11 +121,7 @@ def _refusals(artifact: Artifact, earlier: str, later: str) -> Result:
     except NotStoredError:
         return refusal.similarity(artifact, earlier, later)
     pair = [earlier, later]
-    of_the_pair = found.frame.filter(
-        pl.col("stage").is_in(pair),
-        pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in(pair),
-    )
-    return replace(found, frame=of_the_pair)
+    return replace(found, frame=of_stages(found.frame.filter(pl.col("stage").is_in(pair)), pair))
 
 
 _FIGURES: Mapping[str, tuple[str, Callable[[Artifact, str, str], Result]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -135,3 +135,15 @@ def completions(artifact: Artifact) -> pl.DataFrame:
     return stacked(
         artifact, "completions", COMPLETIONS, COMPLETION_VALUES, what="refusal completions"
     )
+
+
+def of_stages(frame: pl.DataFrame, stages: Sequence[str]) -> pl.DataFrame:
+    """Keep the rows without a direction, with a random one, or with one of these stages."""
+    whose = pl.col("direction_stage")
+    return frame.filter(whose.is_null() | whose.is_in(stages))
+
+
+def at_own_length(frame: pl.DataFrame) -> pl.DataFrame:
+    """Keep, of several lengths of added directions, the one that is closest to their own."""
+    scale = min(frame["scale"].drop_nulls(), key=lambda factor: abs(factor - 1), default=1.0)
+    return frame.filter(pl.col("scale").is_null() | (pl.col("scale") == scale))

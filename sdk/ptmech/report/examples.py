@@ -7,6 +7,7 @@ import polars as pl
 from ptmech import refusal
 from ptmech.artifact import Artifact
 from ptmech.errors import DataError, NotStoredError
+from ptmech.refusal.tables import at_own_length, of_stages
 from ptmech.report.figures import Figure
 
 EACH = 4
@@ -45,20 +46,14 @@ def examples(artifact: Artifact, earlier: str, later: str) -> Figure:
 
 def _side_by_side(artifact: Artifact, earlier: str, later: str) -> pl.DataFrame:
     names = {name: words.format(earlier=earlier) for name, words in _CONDITIONS.items()}
-    said = refusal.scores(artifact).completions.filter(
-        pl.col("stage") == later,
-        pl.col("direction").is_in(list(names)),
-        pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in([earlier, later]),
+    said = refusal.completions(artifact).frame.filter(
+        pl.col("stage") == later, pl.col("direction").is_in(list(names))
     )
-    # Of several lengths the direction's own, or what is closest to it.
-    scale = min(said["scale"].drop_nulls(), key=lambda factor: abs(factor - 1), default=1.0)
-    said = said.filter(pl.col("scale").is_null() | (pl.col("scale") == scale))
+    said = at_own_length(of_stages(said, [earlier, later]))
     shown = said.unique(["prompts", "row_uid"], maintain_order=True)
     shown = shown.group_by("prompts", maintain_order=True).head(EACH).select("prompts", "row_uid")
-    prompts = artifact.statements().select("row_uid", prompt="text")
     return (
         shown.join(said, on=["prompts", "row_uid"], maintain_order="left")
-        .join(prompts, on="row_uid", maintain_order="left")
         .with_columns(
             pl.col("completion").str.split(" ").list.head(WORDS).list.join(" "),
             pl.col("direction").replace_strict(names),

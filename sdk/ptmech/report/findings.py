@@ -14,6 +14,7 @@ from ptmech import confidence, knowledge, refusal, truth
 from ptmech._bootstrap import interval
 from ptmech.artifact import Artifact
 from ptmech.errors import NotStoredError
+from ptmech.refusal.tables import at_own_length, of_stages
 from ptmech.summary import NOT_TESTABLE, summarize
 
 Verdict = Literal["confirmed", "not confirmed", "not testable here"]
@@ -157,19 +158,14 @@ def _transferred(artifact: Artifact, earlier: str, later: str) -> tuple[str, str
 
 def _steered(artifact: Artifact, earlier: str, later: str) -> tuple[str, str]:
     """Refusals under the earlier and the own direction: added equally long, and ablated."""
-    scores = refusal.scores(artifact).frame.filter(
-        pl.col("stage") == later,
-        pl.col("direction_stage").is_null() | pl.col("direction_stage").is_in([earlier, later]),
+    scores = refusal.scores(artifact).frame.filter(pl.col("stage") == later)
+    scores = at_own_length(of_stages(scores, [earlier, later]))
+    added, ablated = (
+        {row["direction"]: row for row in scores.filter(prompts=kind).iter_rows(named=True)}
+        for kind in ("harmless", "harmful")
     )
-    added = scores.filter(pl.col("intervention") == "add")
-    ablated = {
-        row["direction"]: row
-        for row in scores.filter(intervention="ablate", prompts="harmful").iter_rows(named=True)
-    }
-    scale = min(added["scale"], key=lambda factor: abs(factor - 1))
-    rows = {row["direction"]: row for row in added.filter(scale=scale).iter_rows(named=True)}
-    theirs = rows.get("transferred_own_length", rows["transferred"])
-    own = rows["own"]
+    theirs = added.get("transferred_own_length") or added["transferred"]
+    own = added["own"]
     return (
         f"refusals of harmless prompts with the direction of {earlier} added "
         f"{theirs['refusal_rate']:.2f}, with {later}'s own {own['refusal_rate']:.2f}; of harmful "

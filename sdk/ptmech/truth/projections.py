@@ -15,7 +15,6 @@ from ptmech._held_out import Fold
 from ptmech._statements import Statements
 from ptmech._truth_probes import TruthProbe
 from ptmech.artifact import Artifact
-from ptmech.errors import DataError
 from ptmech.results import Result
 from ptmech.truth.probing import chosen_layer
 
@@ -88,12 +87,7 @@ def projections(
     """
     truth_probe = TruthProbe(probe)
     artifact.pair(earlier, later)
-    statements = Statements.of(artifact, datasets)
-    if len(statements.datasets) < 2:
-        raise DataError(
-            "leaving one dataset out needs at least two datasets, "
-            f"not {', '.join(statements.datasets)} alone"
-        )
+    statements = Statements.to_leave_one_out(artifact, datasets)
     if layer is None:
         layer = chosen_layer(artifact, site)
     folds = [Fold.leaving_out(statements, each) for each in range(len(statements.datasets))]
